@@ -1,0 +1,71 @@
+# Needs only make and Python 3.11 or newer; everything else goes into .venv. `make` alone explains the targets.
+# Where pip installs from is the business of pip's own configuration: nothing here names a server.
+PYTHON  ?= python3
+PROFILE ?= mini
+CORES   ?= 1
+SHELL   := /bin/sh
+BIN     := .venv/bin
+READY   := .venv/.ready
+# kernels, papermill and snakemake find each other through PATH; OUTSIDE keeps $(PYTHON) from meaning the environment itself
+INSIDE  := PATH="$(CURDIR)/$(BIN):$$PATH"
+STEPS   := $(INSIDE) $(BIN)/python -m snakemake --cores $(CORES)
+# tests use what is installed and nothing else, and two of them run side by side with one thread each
+TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help reproduce test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest
+
+# $(call stage,name,command): run a command, say how long it took, pass its failure on
+define stage
+@printf '\n== %s ==\n' "$(1)"; start=$$(date +%s); $(2); status=$$?; took=$$(( $$(date +%s) - start )); \
+if [ $$status -eq 0 ]; then printf '== %s: passed in %s s\n' "$(1)" $$took; else printf '== %s: failed after %s s\n' "$(1)" $$took; exit $$status; fi
+endef
+
+help: ## list the targets
+	@echo "usage: make TARGET [PROFILE=$(PROFILE)] [CORES=$(CORES)] [PYTHON=$(PYTHON)]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+reproduce: $(READY) ## Table 1 and Figures 1-3 of PROFILE into figures/PROFILE/ (resumes where it stopped)
+	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)")
+
+test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
+	@echo; echo "All stages passed."
+
+check-modules: $(READY)
+	$(call stage,modules equal their notebooks,$(BIN)/python tests/pages.py modules)
+
+check-clean: $(READY)
+	$(call stage,notebooks are clean,$(BIN)/python tests/pages.py clean)
+
+check-readme: $(READY)
+	$(call stage,README equals its notebook,$(INSIDE) $(TESTING) $(BIN)/python tests/pages.py readme)
+
+test-pages: $(READY) ## run every page's cells and tests (nbdev_test)
+	$(call stage,pages,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing)
+
+test-smoke: $(READY) ## the smoke profile end to end, from nothing
+	$(call stage,smoke profile,rm -rf runs/smoke figures/smoke && $(TESTING) $(STEPS) --config profile=smoke)
+
+test-pytest: $(READY) ## the tests in tests/
+	$(call stage,pytest,$(INSIDE) $(TESTING) $(BIN)/python -m pytest -q -rs --color=no --durations=5 tests)
+
+pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(INSIDE) $(BIN)/python tests/pages.py write-readme
+
+lab: $(READY) ## open the pages in JupyterLab
+	$(INSIDE) $(BIN)/python -m jupyter lab nbs
+
+clean: ## remove what tests and builds leave; keeps .venv, runs/ and figures/ of other profiles
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis runs/smoke figures/smoke
+	find mfmda nbs tests -name __pycache__ -o -name .ipynb_checkpoints -o -name .last_checked | while read -r path; do rm -rf "$$path"; done
+
+$(READY): constraints.txt settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "mfmda needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1). Name another: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+	  echo "'$(PYTHON) -m venv' failed. On Debian and Ubuntu, install the package python3-venv first." >&2; exit 1; }
+	$(call stage,environment,$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]')
+	@touch $@

@@ -1,0 +1,61 @@
+"""What a reader relies on in the pages: a title, every equation under its own heading, names that exist, links that lead somewhere."""
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pages import from_root, notebooks
+
+root = Path(__file__).resolve().parent.parent
+pages = sorted((root / "nbs").glob("[0-9]*.ipynb"))
+
+
+def markdown(path):
+    return "\n\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+def equations(heading):
+    "Numbers in a heading such as `Eq. 4–6` or `Eq. 12`."
+    found = set()
+    for first, last in re.findall(r"Eq\.\s*(\d+)(?:\s*[–-]\s*(\d+))?", heading):
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def exported(module):
+    "Names that a module exports, read without importing it."
+    tree = ast.parse((root / "mfmda" / f"{module}.py").read_text(encoding="utf-8"))
+    lists = [node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"]
+    return {name for value in lists for name in ast.literal_eval(value)}
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_page_opens_with_title_and_subtitle(path):
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n+> \S", "".join(first["source"]))
+
+
+def test_each_of_the_twelve_equations_has_a_heading():
+    headings = [line for path in pages for line in markdown(path).splitlines() if re.match(r"##+ ", line)]
+    assert set().union(*map(equations, headings)) == set(range(1, 13))
+
+
+def test_index_maps_each_equation_to_names_that_exist():
+    rows = re.findall(r"^\| ([^|]+) \|[^|]+\| \[(\w+)\]\((\S+)\) \| `mfmda\.(\w+)(?:\.(\w+))?` \|$", markdown(root / "nbs" / "index.ipynb"), re.M)
+    assert set().union(*(equations(f"Eq. {number}") for number, *_ in rows)) == set(range(1, 13))
+    wrong = [f"mfmda.{module}.{name}" for *_, module, name in rows if name and name not in exported(module)]
+    assert not wrong
+    assert {page for _, page, *_ in rows} == {p.stem for p in pages} and all(link == f"{page}.ipynb" for _, page, link, *_ in rows)
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.stem)
+def test_links_between_pages_lead_somewhere(path):
+    links = {link.partition("#")[0] for link in re.findall(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", markdown(path)) if not re.match(r"\w+:|#", link)}
+    assert not {link for link in links if not (path.parent / link).exists()}
+
+
+@pytest.mark.parametrize("target, expected", [("01_data.ipynb", "nbs/01_data.ipynb"), ("../figures/mini/fig1.png", "figures/mini/fig1.png"),
+                                              ("https://a.b/c", "https://a.b/c"), ("#use", "#use"), ("02_x.ipynb#y", "nbs/02_x.ipynb#y")])
+def test_readme_links_start_at_the_root(target, expected):
+    assert from_root(target) == expected
