@@ -8,7 +8,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready
 # kernels, papermill and snakemake find each other through PATH; OUTSIDE keeps $(PYTHON) from meaning the environment itself
 INSIDE  := PATH="$(CURDIR)/$(BIN):$$PATH"
-STEPS   := $(INSIDE) $(BIN)/python -m snakemake --cores $(CORES)
+STEPS   := $(INSIDE) $(BIN)/python -m snakemake --cores $(CORES) --rerun-incomplete
 # tests use what is installed and nothing else, and two of them run side by side with one thread each
 TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 

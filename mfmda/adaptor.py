@@ -6,7 +6,7 @@
 __all__ = ['static_direction', 'DynamicInstanceAwareAdaptor', 'distribution_consistency_loss', 'shortcut_report',
            'target_distance', 'target_distance_parts', 'leave_out_target_distance']
 
-# %% ../nbs/05_adaptor.ipynb #fcbdd099
+# %% ../nbs/05_adaptor.ipynb #58ec60b1
 import itertools
 import math
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import InputError
 
-# %% ../nbs/05_adaptor.ipynb #f61285f4
+# %% ../nbs/05_adaptor.ipynb #912804c6
 def static_direction(
     f_source_all: torch.Tensor, # (N,d) f over the source set
     f_target_all: torch.Tensor, # (K,d) f over the target shots
@@ -30,7 +30,7 @@ def static_direction(
                          "expected as many; use one encoder for both.")
     return f_target_all.float().mean(0) - f_source_all.float().mean(0)
 
-# %% ../nbs/05_adaptor.ipynb #9126d3c2
+# %% ../nbs/05_adaptor.ipynb #531a5d7e
 class DynamicInstanceAwareAdaptor(nn.Module):
     "DIAA, Eq. 4–6 (paper.md; the released code's submodules `delta_net` and `gating`)."
     def __init__(self,
@@ -62,7 +62,7 @@ class DynamicInstanceAwareAdaptor(nn.Module):
         gate = self.gating(f_source)
         return gate*self.delta_dynamic(f_source, target_mean) + (1 - gate)*delta_static, gate
 
-# %% ../nbs/05_adaptor.ipynb #b876f65a
+# %% ../nbs/05_adaptor.ipynb #762f03e5
 def distribution_consistency_loss(
     f_generated: torch.Tensor, # (B,d) f(x̂0), with gradients to the generator
     f_source: torch.Tensor, # (B,d) f(x_S)
@@ -73,7 +73,7 @@ def distribution_consistency_loss(
     if stop_gradient: delta = delta.detach()
     return (f_generated - (f_source + delta)).square().mean()
 
-# %% ../nbs/05_adaptor.ipynb #4d435089
+# %% ../nbs/05_adaptor.ipynb #5aa8aa3a
 def shortcut_report(
     delta: torch.Tensor, # (B,d) Eq. 6
     delta_static: torch.Tensor, # (d,) Eq. 3
@@ -87,7 +87,7 @@ def shortcut_report(
     return dict(gate_mean=gate.mean().item(), delta_shift=shift, delta_shift_relative=shift / max(length, 1e-12),
                 dc_floor=floor, dc_over_floor=float(loss) / max(floor, 1e-12))
 
-# %% ../nbs/05_adaptor.ipynb #747cb63a
+# %% ../nbs/05_adaptor.ipynb #8c4dd135
 def target_distance(
     f_generated: torch.Tensor, # (M,d) f of translated pictures, M ≥ 2
     f_target: torch.Tensor, # (K,d) f of target pictures, K ≥ 2
@@ -101,7 +101,7 @@ def target_distance(
     def within(x): return (kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (len(x)*(len(x) - 1))
     return (within(a) + within(b) - 2*kernel(a, b).mean()).item()
 
-# %% ../nbs/05_adaptor.ipynb #973aae5c
+# %% ../nbs/05_adaptor.ipynb #34b2485a
 def target_distance_parts(
     f_generated: torch.Tensor, # (M,d) f of translated pictures
     f_target: torch.Tensor, # (K,d) f of the target shots

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TRANSLATORS', 'draw_references', 'reinhard', 'fda', 'SmallUNet']
 
-# %% ../nbs/11_baselines.ipynb #af6b2c74
-import math
+# %% ../nbs/11_baselines.ipynb #85ee9cd1
+import math, warnings
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from skimage.color import lab2rgb, rgb2lab
 from .config import InputError
 
-# %% ../nbs/11_baselines.ipynb #64305dcb
+# %% ../nbs/11_baselines.ipynb #77bfc8d6
 def draw_references(
     n: int,              # source images
     n_references: int,   # target images
@@ -29,7 +29,7 @@ def _checked(images, references):
         raise InputError(f"references: {tuple(references.shape[2:])} pixels, but images have {tuple(images.shape[2:])}; expected the same size.")
     return images, references
 
-# %% ../nbs/11_baselines.ipynb #cfb3e321
+# %% ../nbs/11_baselines.ipynb #ecddd0ff
 def reinhard(
     images: torch.Tensor,      # (N, 3, S, S) uint8, source
     references: torch.Tensor,  # (M, 3, S, S) uint8, target
@@ -40,10 +40,12 @@ def reinhard(
     x, y = (rgb2lab(t.permute(0, 2, 3, 1).numpy()) for t in (images, references))
     y = y[draw_references(len(x), len(y), seed).numpy()]
     (mean_x, std_x), (mean_y, std_y) = ((z.mean((1, 2), keepdims=True), z.std((1, 2), keepdims=True)) for z in (x, y))
-    moved = lab2rgb((x - mean_x) * (std_y / np.maximum(std_x, 1e-6)) + mean_y)
+    with warnings.catch_warnings():  # colours beyond sRGB are clipped, as they must be
+        warnings.filterwarnings("ignore", message="Conversion from CIE-LAB")
+        moved = lab2rgb((x - mean_x) * (std_y / np.maximum(std_x, 1e-6)) + mean_y)
     return torch.from_numpy((moved * 255).round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/11_baselines.ipynb #20773bae
+# %% ../nbs/11_baselines.ipynb #54810f25
 def fda(
     images: torch.Tensor,      # (N, 3, S, S) uint8, source
     references: torch.Tensor,  # (M, 3, S, S) uint8, target
@@ -60,10 +62,10 @@ def fda(
     amplitude = torch.where(low, y.abs()[draw_references(len(x), len(y), seed)], x.abs())
     return torch.fft.ifft2(torch.polar(amplitude, x.angle())).real.round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/11_baselines.ipynb #3971b8d2
+# %% ../nbs/11_baselines.ipynb #4d6cb500
 TRANSLATORS = {"reinhard": reinhard, "fda": fda}
 
-# %% ../nbs/11_baselines.ipynb #f0443061
+# %% ../nbs/11_baselines.ipynb #e06c3941
 def _double_conv(c_in, c_out):
     conv = lambda a: [nn.Conv2d(a, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*conv(c_in), *conv(c_out))

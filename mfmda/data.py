@@ -7,8 +7,8 @@ __all__ = ['SUFFIXES', 'CONVENTIONS', 'CROPS', 'disc_cup', 'FundusSet', 'read_im
            'resize_labels', 'load_folder', 'show_set', 'load_crops', 'load_phantoms', 'load_set', 'few_shot', 'split',
            'draw_augmentation', 'augment']
 
-# %% ../nbs/02_data.ipynb #1033dd4f
-import io, math, os
+# %% ../nbs/02_data.ipynb #e37d4d41
+import io, math, os, struct, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,14 @@ from PIL import Image, ImageOps
 from .config import InputError, data_root, fingerprint
 from .phantom import CAMERAS, phantom_batch
 
-# %% ../nbs/02_data.ipynb #ca48a16f
+# %% ../nbs/02_data.ipynb #a707537c
 def disc_cup(
     mask: torch.Tensor,  # (B, H, W) labels: 0 background, 1 rim, 2 cup
 ) -> torch.Tensor:       # (B, 2, H, W) float32, 0 or 1: disc, cup
     "Labels to the two regions that a network predicts."
     return torch.stack((mask > 0, mask == 2), dim=-3).float()
 
-# %% ../nbs/02_data.ipynb #d4c8f84c
+# %% ../nbs/02_data.ipynb #d089134c
 @dataclass
 class FundusSet(torch.utils.data.Dataset):
     "Images of one camera, with masks or without; raises `InputError` where parts do not fit together."
@@ -91,9 +91,9 @@ class FundusSet(torch.utils.data.Dataset):
         "The same images, with every label taken away."
         return replace(self, masks=None, stored_masks=None)
 
-# %% ../nbs/02_data.ipynb #9e30b178
+# %% ../nbs/02_data.ipynb #115f8779
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, Image.DecompressionBombError)
+_DAMAGED = (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 def _decode(path):
     "A picture, upright; every way in which a decoder fails becomes one `InputError`."
@@ -118,7 +118,7 @@ def read_image(
         raise InputError(f"{path}: some pixels are transparent; expected an opaque photograph: flatten it first.")
     return np.asarray(image.convert("RGB"))
 
-# %% ../nbs/02_data.ipynb #7db00d05
+# %% ../nbs/02_data.ipynb #fec33fa2
 CONVENTIONS = {"native": (0, 1, 2), "REFUGE": (255, 128, 0), "RIGA+": (0, 128, 255)}  # values of background, rim, cup
 
 def _values(path):
@@ -142,7 +142,7 @@ def _complete(path, mask):
         if empty: raise InputError(f"{path}: the mask has no {region}; expected rim and cup: mend it, or leave its image out.")
     return mask
 
-# %% ../nbs/02_data.ipynb #a399abb0
+# %% ../nbs/02_data.ipynb #157def48
 def read_mask(
     path: str | Path,  # PNG, BMP or TIFF with background, rim and cup
 ) -> np.ndarray:       # (H, W) uint8: 0 background, 1 rim, 2 cup
@@ -159,7 +159,7 @@ def read_mask(
     for label in (1, 2): mask[values == fits[0][label]] = label
     return _complete(path, mask)
 
-# %% ../nbs/02_data.ipynb #84d19cce
+# %% ../nbs/02_data.ipynb #4e96b291
 def read_mask_pair(
     disc_path: str | Path,  # two values, 0 outside
     cup_path: str | Path,   # two values, 0 outside; same size
@@ -178,7 +178,7 @@ def read_mask_pair(
 
 def _hw(array): return f"{array.shape[1]}×{array.shape[0]}"
 
-# %% ../nbs/02_data.ipynb #6e7d326f
+# %% ../nbs/02_data.ipynb #6e35ad0c
 def _files(folder):
     "Pictures of a folder by name without ending; missing, empty and ambiguous folders are errors."
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected pictures ({', '.join(SUFFIXES)}) in it.")
@@ -202,43 +202,46 @@ def resize_labels(mask: np.ndarray, size: int) -> np.ndarray:  # (h, w) -> (size
     rows, columns = (((np.arange(size) + .5) * n / size).astype(int) for n in mask.shape)
     return mask[rows[:, None], columns]
 
-# %% ../nbs/02_data.ipynb #f9dbf2ec
+# %% ../nbs/02_data.ipynb #bce0d348
+def _find(folder):
+    "The images of a data set by id, and for each of its mask folders the masks by id."
+    if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected one that holds images/.")
+    images, layout = _files(folder/"images"), [name for name in ("masks", "masks_disc", "masks_cup") if (folder/name).is_dir()]
+    if layout not in ([], ["masks"], ["masks_disc", "masks_cup"]):
+        raise InputError(f"{folder}: holds {' and '.join(layout)}; expected masks, or masks_disc and masks_cup, or none of them.")
+    masks = [_files(folder/name) for name in layout]
+    for name, files in zip(layout, masks): _paired(images, files, folder/name)
+    return images, masks
+
+def _read_pair(image_path, mask_paths, size):
+    "One image at `size`, and its mask as stored (None without mask paths)."
+    image = read_image(image_path)
+    if image.shape[0] != image.shape[1]:
+        raise InputError(f"{image_path}: {_hw(image)} pixels; expected a square crop centred on the disc (the paper's has 800×800 native pixels): crop first.")
+    small = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    if not mask_paths: return small, None
+    mask = read_mask(*mask_paths) if len(mask_paths) == 1 else read_mask_pair(*mask_paths)
+    if mask.shape == image.shape[:2]: return small, mask
+    raise InputError(f"{mask_paths[0]}: {_hw(mask)} pixels, but {image_path} has {_hw(image)}; expected the same size.")
+
+# %% ../nbs/02_data.ipynb #4d3d90f4
 def load_folder(
     folder: str | Path,         # holds images/ and masks/, or images/, masks_disc/ and masks_cup/, or images/ alone
     size: int,                  # side of the images in pixels
     camera: str | None = None,  # name of the camera or site; the folder's name if None
 ) -> FundusSet:
     "Read and check a data set; the first file that fails a check is named by an `InputError`."
-    folder = Path(folder); _check_size(size)
-    if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected one that holds images/.")
-    images, layout = _files(folder/"images"), [n for n in ("masks", "masks_disc", "masks_cup") if (folder/n).is_dir()]
-    if layout not in ([], ["masks"], ["masks_disc", "masks_cup"]):
-        raise InputError(f"{folder}: holds {' and '.join(layout)}; expected masks, or masks_disc and masks_cup, or none of them.")
-    masks = [_files(folder/name) for name in layout]
-    for name, files in zip(layout, masks): _paired(images, files, folder/name)
+    folder = Path(folder); _check_size(size); images, masks = _find(folder)
     def read(i): return _read_pair(images[i], [files[i] for files in masks], size)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: pairs = list(pool.map(read, images))
-    pixels, stored = torch.from_numpy(np.stack([p for p, _ in pairs])), [m for _, m in pairs] if layout else None
-    small = torch.from_numpy(np.stack([resize_labels(m, size) for m in stored])) if layout else None
-    return FundusSet(pixels.permute(0, 3, 1, 2).contiguous(), small, stored, list(images), camera or folder.resolve().name)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: pixels, stored = zip(*pool.map(read, images))
+    pixels = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    small = torch.from_numpy(np.stack([resize_labels(m, size) for m in stored])) if masks else None
+    return FundusSet(pixels, small, list(stored) if masks else None, list(images), camera or folder.resolve().name)
 
 def _check_size(size):
     if not isinstance(size, (int, np.integer)) or size < 8: raise InputError(f"size={size!r}: expected a whole number of pixels, 8 or more.")
 
-# %% ../nbs/02_data.ipynb #f948f2af
-def _read_pair(image_path, mask_paths, size):
-    "One image at `size`, and its mask as stored (None without mask paths)."
-    image = read_image(image_path)
-    if image.shape[0] != image.shape[1]:
-        raise InputError(f"{image_path}: {_hw(image)} pixels; expected a square crop centred on the disc (the paper's has 800×800 native pixels): crop first.")
-    mask = None
-    if mask_paths:
-        mask = read_mask(*mask_paths) if len(mask_paths) == 1 else read_mask_pair(*mask_paths)
-        if mask.shape != image.shape[:2]:
-            raise InputError(f"{mask_paths[0]}: {_hw(mask)} pixels, but {image_path} has {_hw(image)}; expected the same size.")
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)), mask
-
-# %% ../nbs/02_data.ipynb #e1a9007c
+# %% ../nbs/02_data.ipynb #eca1c275
 def show_set(
     dataset: FundusSet,
     indices=range(8),  # which images; those beyond the end are left out
@@ -254,7 +257,7 @@ def show_set(
         if dataset.masks is not None: a.contour(dataset.masks[i], levels=[.5, 1.5], colors=["white", "cyan"], linewidths=.6)
     return axes[0, 0].figure
 
-# %% ../nbs/02_data.ipynb #91e2fef9
+# %% ../nbs/02_data.ipynb #e566eddc
 CROPS = dict(refuge_val="canon_cr2", refuge_test="canon_cr2", drishti_train="aravind", drishti_test="aravind",
              paper_refuge_test_10="canon_cr2", paper_binrushed_10="binrushed", paper_messidor_base2_10="messidor_base2")  # set: camera or site
 
@@ -283,7 +286,7 @@ def load_phantoms(
     ids = [f"s{seed}_{i:05d}" for i in range(start, start + count)]
     return FundusSet(torch.from_numpy(images), torch.from_numpy(masks), list(masks), ids, camera)
 
-# %% ../nbs/02_data.ipynb #34b8421f
+# %% ../nbs/02_data.ipynb #c0784916
 def load_set(
     spec: str,  # "phantom:<camera>?seed=&start=&count=", "crops:<set>", "folder:<path>?camera="
     size: int,  # side in pixels
@@ -302,7 +305,7 @@ def load_set(
     except ValueError: raise InputError(f"set {spec!r}: seed, start and count are whole numbers.") from None
     return load_phantoms(name, size=size, **given)
 
-# %% ../nbs/02_data.ipynb #f10a93c7
+# %% ../nbs/02_data.ipynb #c5508b34
 def few_shot(
     dataset: FundusSet,  # all target images at hand
     n: int = 10,         # how many are given to the method
@@ -326,7 +329,7 @@ def split(
     if min(np.diff(cuts)) < 1: raise InputError(f"fractions={tuple(fractions)}: a part of the {len(ids)} images of {dataset.camera} would be empty.")
     return [dataset.by_id(sorted(map(str, ids[a:b]))) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../nbs/02_data.ipynb #1af57ec3
+# %% ../nbs/02_data.ipynb #bd7f25a7
 def draw_augmentation(
     n: int,                           # images in the batch
     generator: torch.Generator,       # decides everything

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'overlap', 'surface_distances', 'vertical_cdr', 'score_image', 'score_set', 'bootstrap_interval',
            'PairedTest', 'paired_test']
 
-# %% ../nbs/10_metrics.ipynb #c8c82979
+# %% ../nbs/10_metrics.ipynb #5022cf31
 import warnings
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -14,10 +14,10 @@ from scipy.stats import wilcoxon
 from .config import InputError, mend_torchvision
 from .data import FundusSet, disc_cup
 
-# %% ../nbs/10_metrics.ipynb #a716a73c
+# %% ../nbs/10_metrics.ipynb #9d3ab9e1
 COLUMNS = [f"{region}_{score}" for score in ("dice", "iou", "hd95", "assd") for region in ("disc", "cup")] + ["vcdr_error"]
 
-# %% ../nbs/10_metrics.ipynb #b19ae743
+# %% ../nbs/10_metrics.ipynb #c7e4d04e
 def overlap(
     predicted: np.ndarray,  # (h, w) bool
     reference: np.ndarray,  # (h, w) bool, not empty
@@ -26,7 +26,7 @@ def overlap(
     both, either = (predicted & reference).sum(), (predicted | reference).sum()
     return float(2 * both / (both + either)), float(both / either)
 
-# %% ../nbs/10_metrics.ipynb #069aca4e
+# %% ../nbs/10_metrics.ipynb #4e0cd7b2
 def surface_distances(
     predicted: np.ndarray,  # (h, w) bool
     reference: np.ndarray,  # (h, w) bool, not empty
@@ -45,7 +45,7 @@ def surface_distances(
     there, back = get_surface_distance(p, r), get_surface_distance(r, p)
     return float(max(np.percentile(there, 95), np.percentile(back, 95))), float(np.concatenate([there, back]).mean())
 
-# %% ../nbs/10_metrics.ipynb #579e2bf0
+# %% ../nbs/10_metrics.ipynb #f67487ed
 def vertical_cdr(
     mask: np.ndarray,  # (h, w) labels, or (2, h, w) bool: disc, cup
 ) -> float:            # 0 without cup or without disc; above 1 where the cup is the taller
@@ -55,7 +55,7 @@ def vertical_cdr(
     height = [at[-1] - at[0] + 1 if len(at) else 0 for at in rows]
     return float(height[1] / height[0]) if height[0] else 0.
 
-# %% ../nbs/10_metrics.ipynb #8cf796a8
+# %% ../nbs/10_metrics.ipynb #59ee8866
 def score_image(
     pred_disc: np.ndarray,  # (h, w) bool
     pred_cup: np.ndarray,   # (h, w) bool
@@ -72,7 +72,7 @@ def score_image(
     row["vcdr_error"] = abs(vertical_cdr(np.stack(predicted)) - vertical_cdr(mask))
     return {column: row[column] for column in COLUMNS}
 
-# %% ../nbs/10_metrics.ipynb #c8a555da
+# %% ../nbs/10_metrics.ipynb #551601aa
 def score_set(
     probabilities: torch.Tensor,  # (N, 2, S, S) in [0, 1]: disc, cup
     dataset: FundusSet,           # N images with masks, in the same order
@@ -90,7 +90,7 @@ def score_set(
         rows.append(dict(image=name) | score_image(disc, cup, mask))
     return pd.DataFrame(rows, columns=["image", *COLUMNS])
 
-# %% ../nbs/10_metrics.ipynb #be02d76d
+# %% ../nbs/10_metrics.ipynb #700c7f56
 def bootstrap_interval(
     values: np.ndarray,   # (n_images,) one score for each image
     n: int = 10000,       # draws
@@ -109,7 +109,7 @@ def _finite(values, name):
         raise InputError(f"{name}: found shape {values.shape} with {np.isnan(values).sum()} missing; expected one finite score for each image.")
     return values
 
-# %% ../nbs/10_metrics.ipynb #41c8027d
+# %% ../nbs/10_metrics.ipynb #604ddf95
 class PairedTest(NamedTuple):
     "Two methods on the same images."
     difference: float  # mean of a − b

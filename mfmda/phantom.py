@@ -6,11 +6,12 @@
 __all__ = ['REAL', 'CAMERAS', 'TARGETS', 'measure_image', 'measure_mask', 'measure_set', 'Eye', 'draw_eye', 'draw_mask',
            'log_reflectance', 'CameraStyle', 'photograph', 'phantom_batch', 'colour_distance', 'random_camera']
 
-# %% ../nbs/01_phantom.ipynb #e0fe4680
+# %% ../nbs/01_phantom.ipynb #4f373afd
 import io
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 
 from .config import InputError
 
-# %% ../nbs/01_phantom.ipynb #6e230f26
+# %% ../nbs/01_phantom.ipynb #4f9a89e6
 def _far(size): return np.hypot(*(np.mgrid[:size, :size] + .5) / size - .5 * np.ones((2, 1, 1)))
 
 def measure_image(
@@ -37,7 +38,7 @@ def measure_image(
                 vessel=(log_green - gaussian_filter(log_green, 3))[ring].std(),
                 sharpness=(green - gaussian_filter(green, .8))[ring].std() / max(detail[ring].std(), 1e-6), edge=float(edge))
 
-# %% ../nbs/01_phantom.ipynb #232cd406
+# %% ../nbs/01_phantom.ipynb #76cbcc1a
 def _extent(region, axis): return np.ptp(np.flatnonzero(region.any(axis))) + 1
 
 def measure_mask(
@@ -50,7 +51,7 @@ def measure_mask(
     return dict(disc_height=height / size, disc_aspect=width / height, vcdr=vcdr, cup_aspect=_extent(cup, 0) / width / vcdr,
                 disc_offset=np.hypot(*(centre / size - .5)), cup_offset=np.hypot(*(inner - centre)) / height)
 
-# %% ../nbs/01_phantom.ipynb #39e38157
+# %% ../nbs/01_phantom.ipynb #49ba174e
 def _pallor(image, mask, surround):
     "How much brighter the rim is than the surround, and the cup than the rim, by channel."
     rim, cup = (image[mask == k].mean(0) / 255 for k in (1, 2))
@@ -67,7 +68,7 @@ def measure_set(
     columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
     return {name: [values.mean(0).round(3).tolist(), values.std(0).round(3).tolist()] for name, values in columns.items()}
 
-# %% ../nbs/01_phantom.ipynb #c449542b
+# %% ../nbs/01_phantom.ipynb #5135951d
 REAL = {  # name: {measure: [mean over images, standard deviation between images]}
     "refuge_val": {  # 100 images
         "lit": [[0.659, 0.448, 0.346], [0.066, 0.06, 0.061]], "within": [[0.165, 0.142, 0.1], [0.02, 0.024, 0.023]],
@@ -117,7 +118,7 @@ REAL = {  # name: {measure: [mean over images, standard deviation between images
         "edge": [0.8, 0.4]},
 }
 
-# %% ../nbs/01_phantom.ipynb #9bf67e92
+# %% ../nbs/01_phantom.ipynb #b7cd2456
 @dataclass(frozen=True)
 class Eye:
     "Anatomy of one optic nerve head in crop coordinates (x right, y down, both 0 to 1); it says nothing about cameras."
@@ -134,7 +135,7 @@ class Eye:
     @property
     def vcdr(self) -> float: return float(np.linalg.norm((self.disc @ self.cup)[1]) / np.linalg.norm(self.disc[1]))
 
-# %% ../nbs/01_phantom.ipynb #62d695f1
+# %% ../nbs/01_phantom.ipynb #54d998e1
 def _turn(angle): return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 def _draw_outline(rng):
@@ -145,9 +146,10 @@ def _draw_outline(rng):
     horizontal = min(vertical * np.clip(rng.normal(1.05, .1), .8, 1.3), .93)
     offset = rng.normal([0, .02], [.07, .05])
     offset *= min(1, (.95 - max(vertical, horizontal)) / max(np.linalg.norm(offset), 1e-9))
-    return .5 + np.clip(rng.normal(0, .012, 2), -.03, .03), disc, offset, _turn(rng.normal(0, .2)) @ np.diag([horizontal, vertical])
+    centre = .5 + np.clip(rng.normal(0, .012, 2), -.03, .03)
+    return centre, disc, offset, _turn(rng.normal(0, .2)) @ np.diag([horizontal, vertical])
 
-# %% ../nbs/01_phantom.ipynb #a2de21b7
+# %% ../nbs/01_phantom.ipynb #6b4b9da6
 _STEP = 1 / 128  # spacing of vessel points, share of the crop
 
 def _path(rng, start, heading, bend, length, radius, absorb):
@@ -156,39 +158,46 @@ def _path(rng, start, heading, bend, length, radius, absorb):
     wander = np.interp(np.arange(n), np.linspace(0, n, 7), rng.normal(0, .33, 7) * [0, .6, 1, 1, 1, 1, 1])
     angle = heading + bend * np.linspace(0, 1, n) ** 1.3 + wander
     xy = start + _STEP * np.cumsum(np.stack([np.cos(angle), np.sin(angle)], 1), 0)
-    return np.column_stack([xy, radius * np.linspace(1, .6, n), np.full(n, absorb)]), angle
+    return np.column_stack([xy, radius * np.linspace(1, .6, n), absorb * np.minimum(1, np.arange(1, n + 1) / 4)]), angle
 
 def _branches(rng, path, angle, count):
     "Thinner vessels that leave `path` at acute angles, on alternating sides."
     for i, at in enumerate(np.sort(rng.uniform(.15, .8, count))):
         k, turn = int(at * len(path)), (-1) ** i * rng.uniform(.35, .8)
-        yield _path(rng, path[k, :2], angle[k] + turn, -.4 * turn + rng.normal(0, .3), rng.uniform(.25, .55), path[k, 2] * rng.uniform(.45, .75), path[k, 3])[0]
+        bend, length, radius = -.4 * turn + rng.normal(0, .3), rng.uniform(.25, .55), path[k, 2] * rng.uniform(.45, .75)
+        yield _path(rng, path[k, :2], angle[k] + turn, bend, length, radius, path[k, 3])[0]
 
-# %% ../nbs/01_phantom.ipynb #4bf0d4a7
+# %% ../nbs/01_phantom.ipynb #d37c532b
 def _arcade(rng, root, side, pole, radius, absorb):
     "A vessel to the upper (-1) or lower (1) pole with its nasal fork and their branches."
     lean = pole * (np.pi / 2 - side * rng.normal(.12, .32))
-    main, angle = _path(rng, root + rng.normal(0, [.02, .012]), lean, -pole * side * rng.normal(.4, .35), rng.uniform(.6, .85), radius * rng.uniform(.75, 1.15), absorb)
+    start, bend, length = root + rng.normal(0, [.02, .012]), -pole * side * rng.normal(.4, .35), rng.uniform(.6, .85)
+    main, angle = _path(rng, start, lean, bend, length, radius * rng.uniform(.75, 1.15), absorb)
     fork, way = int(rng.uniform(.08, .32) * len(main)), pole * side
-    nasal, turned = _path(rng, main[fork, :2], angle[fork] + way * rng.uniform(.4, .9), way * rng.normal(.1, .35), rng.uniform(.4, .7), radius * rng.uniform(.5, .8), absorb)
+    turn, bend, length = way * rng.uniform(.4, .9), way * rng.normal(.1, .35), rng.uniform(.4, .7)
+    nasal, turned = _path(rng, main[fork, :2], angle[fork] + turn, bend, length, radius * rng.uniform(.5, .8), absorb)
     return [main, nasal, *_branches(rng, main, angle, rng.integers(1, 4)), *_branches(rng, nasal, turned, rng.integers(0, 2))]
 
+# %% ../nbs/01_phantom.ipynb #4f535a9c
 def _draw_vessels(rng, centre, disc, side):
     "All vessels (P,4) before they bend over the rim: a vein and a paler, thinner artery to each pole, and fine ones all around."
     root = centre + disc @ np.array([-side * rng.uniform(-.05, .3), rng.normal(0, .1)])
-    paths = [p for pole in (-1, 1) for radius, absorb in ((.0165, 26), (.0125, 20)) for p in _arcade(rng, root, side, pole, radius, absorb)]
+    paths = []
+    for pole, (radius, absorb) in product((-1, 1), ((.0165, 26), (.0125, 20))): paths += _arcade(rng, root, side, pole, radius, absorb)
     for angle in rng.uniform(-np.pi, np.pi, rng.integers(7, 14)):
         start = centre + disc @ (rng.uniform(.15, .8) * np.array([np.cos(angle), np.sin(angle)]))
         paths.append(_path(rng, start, angle, rng.normal(0, .4), rng.uniform(.3, .65), rng.uniform(.004, .0095), 22)[0])
     return np.concatenate(paths)
 
-# %% ../nbs/01_phantom.ipynb #07ee4037
+# %% ../nbs/01_phantom.ipynb #f69e9185
 def _bend(vessels, centre, disc, offset, cup, depth):
     "Shift and dim vessels inside the cup by the parallax of its depth; continuous, but kinked, at the cup's border."
     inside = np.linalg.solve(cup, np.linalg.solve(disc, (vessels[:, :2] - centre).T) - offset[:, None])
     hollow = np.clip(1 - (inside ** 2).sum(0), 0, 1)[:, None]
-    return np.hstack([vessels[:, :2] + hollow * (disc @ cup @ depth), vessels[:, 2:3], vessels[:, 3:] * (1 - .45 * hollow)])
+    shift = hollow * (disc @ cup @ depth)
+    return np.hstack([vessels[:, :2] + shift, vessels[:, 2:3], vessels[:, 3:] * (1 - .45 * hollow)])
 
+# %% ../nbs/01_phantom.ipynb #c20c212e
 def _draw_look(rng):
     "Strengths (natural logarithm of reflectance) and widths (disc or cup radii) of everything that is neither outline nor vessel."
     return dict(rim=np.clip(rng.normal(.42, .07), .27, .6), rim_tilt=rng.normal(.12, .05), rim_soft=np.exp(rng.normal(np.log(.036), .3)),
@@ -197,8 +206,8 @@ def _draw_look(rng):
                 pigment=rng.normal(0, .12), choroid=.01 + .26 * rng.beta(.7, 3.2), texture=rng.uniform(.012, .04),
                 sheen=rng.uniform(0, .28), sheen_at=rng.normal(1.25, .12, 2))
 
-# %% ../nbs/01_phantom.ipynb #9c958b0e
-_LATTICES = dict(coarse=(5, 5), mid=(10, 10), fine=(20, 20), grain=(40, 40), choroid=(14, 14), fibres=(240,))
+# %% ../nbs/01_phantom.ipynb #0940a875
+_LATTICES = dict(coarse=(5, 5), mid=(10, 10), fine=(20, 20), grain=(40, 40), choroid=(9, 18), fibres=(240,))
 
 def draw_eye(
     seed: int,  # of the population
@@ -210,9 +219,10 @@ def draw_eye(
     depth = np.array([-side * rng.uniform(.05, .4), rng.normal(0, .12)])
     vessels = _bend(_draw_vessels(rng, centre, disc, side), centre, disc, offset, cup, depth)
     lattices = {name: rng.standard_normal(shape) for name, shape in _LATTICES.items()}
-    return Eye(centre, disc, offset, cup, side, look, vessels, lattices, np.array([rng.random(), rng.uniform(.85, 1.05), rng.normal(.5, .05)]))
+    field = np.array([rng.random(), rng.uniform(.85, 1.05), rng.normal(.5, .05)])
+    return Eye(centre, disc, offset, cup, side, look, vessels, lattices, field)
 
-# %% ../nbs/01_phantom.ipynb #75918652
+# %% ../nbs/01_phantom.ipynb #925fb84b
 @lru_cache(16)
 def _grid(size): return np.stack([g.ravel() for g in np.meshgrid(*[(np.arange(size) + .5) / size] * 2)]).astype(np.float32)
 
@@ -231,7 +241,7 @@ def draw_mask(
     mask[(q <= 1) & ((u <= 1) | (u == u[q <= 1].min()))] = 2
     return mask.reshape(size, size)
 
-# %% ../nbs/01_phantom.ipynb #62e0d8e6
+# %% ../nbs/01_phantom.ipynb #dd2662a5
 def _sigmoid(x): return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
 
 @lru_cache(64)
@@ -242,10 +252,10 @@ def _spline(n, size):
 
 def _noise(lattice, size):
     "Smooth noise (S*S,) of unit variance on average: the same picture at every size."
-    weights = _spline(len(lattice), size)
-    return (weights @ lattice @ weights.T).ravel() / .48
+    down, across = (_spline(n, size) for n in lattice.shape)
+    return (down @ lattice @ across.T).ravel() / .48
 
-# %% ../nbs/01_phantom.ipynb #4cc67e2e
+# %% ../nbs/01_phantom.ipynb #87e2b5c0
 def _refine(vessels, size):
     "Points x, y, radius in pixels and ink per point, at most .6 px apart, of the vessels that are in the picture."
     parts = max(int(np.ceil(size * _STEP / .6)), 1)
@@ -255,6 +265,7 @@ def _refine(vessels, size):
     near = (np.abs(x - .5) < .55) & (np.abs(y - .5) < .55)
     return x[near] * size, y[near] * size, r[near] * size, ink[near] * _STEP / parts
 
+# %% ../nbs/01_phantom.ipynb #4aae17b0
 def _absorbance(vessels, size):
     "Absorbance (S*S,) of the vessels: every point stamps a disc, and a line of discs adds up to the thickness of a cylinder."
     x, y, r, ink = _refine(vessels, size)
@@ -265,7 +276,7 @@ def _absorbance(vessels, size):
     inside = (px >= 0) & (px < size) & (py >= 0) & (py < size) & (stamp > 0)
     return np.bincount((py * size + px)[inside], stamp[inside], size * size)
 
-# %% ../nbs/01_phantom.ipynb #afc683e8
+# %% ../nbs/01_phantom.ipynb #c5d7f0c1
 def _disc_layers(eye, size):
     "Disc membership, cup pallor, temporal tilt, and the brighter tissue around the disc, each (S*S,)."
     look, (q, u) = eye.look, _frames(eye, size)
@@ -276,6 +287,7 @@ def _disc_layers(eye, size):
     crescent = look["crescent"] * np.exp(-((rho - 1.12) / .12) ** 2) * facing
     return disc, cup, temporal * np.minimum(rho, 1), (crescent + look["glow"] * np.exp(-np.maximum(rho - 1, 0) / .5)) * (1 - disc)
 
+# %% ../nbs/01_phantom.ipynb #1ca32a7e
 def _sheen(eye, size):
     "Nerve-fibre sheen (S*S,): bright, finely striped fans above and below the disc."
     dx, dy = _grid(size) - eye.centre[:, None].astype(np.float32)
@@ -283,11 +295,12 @@ def _sheen(eye, size):
     fan = sum(np.exp(-((angle - way * at) / .45) ** 2) for way, at in zip((-1, 1), eye.look["sheen_at"]))
     return fan * (1 + .35 * np.interp(angle, np.linspace(-np.pi, np.pi, len(stripes)), stripes)) * np.exp(-((far - .27) / .17) ** 2)
 
-# %% ../nbs/01_phantom.ipynb #0e10a516
+# %% ../nbs/01_phantom.ipynb #23338828
 # relative strength of each ingredient in red, green and blue
 _CUP, _RIM, _SHEEN = np.array([.45, 1., 1.2]), np.array([1., 1.05, 1.]), np.array([.35, 1., 1.1])
 _VESSEL, _CHOROID = np.array([.33, 1., .72]), np.array([1., .75, .7])
 
+# %% ../nbs/01_phantom.ipynb #6ae899fb
 def log_reflectance(
     eye: Eye,
     size: int,  # pixels
@@ -296,12 +309,13 @@ def log_reflectance(
     look, noise = eye.look, {name: _noise(grid, size) for name, grid in eye.lattices.items() if grid.ndim == 2}
     disc, cup, tilt, around = _disc_layers(eye, size)
     streaks = look["pigment"] + look["choroid"] * (np.exp(-(noise["choroid"] / .45) ** 2) - .4)
-    texture = look["texture"] * (1.1 * noise["coarse"] + .5 * noise["mid"] + .5 * noise["fine"] + .8 * noise["grain"]) * (1 - .65 * disc)
-    tissue = (np.outer(disc * (look["rim"] + look["rim_tilt"] * tilt), _RIM) + np.outer(look["cup"] * cup, _CUP) + (texture + around)[:, None]
-              + np.outer(streaks * (1 - disc), _CHOROID) + np.outer(look["sheen"] * _sheen(eye, size) * (1 - disc), _SHEEN))
+    mottle = 1.1 * noise["coarse"] + .5 * noise["mid"] + .5 * noise["fine"] + .8 * noise["grain"]
+    tissue = (np.outer(disc * (look["rim"] + look["rim_tilt"] * tilt), _RIM) + np.outer(look["cup"] * cup, _CUP)
+              + np.outer(streaks * (1 - disc), _CHOROID) + np.outer(look["sheen"] * _sheen(eye, size) * (1 - disc), _SHEEN)
+              + (look["texture"] * mottle * (1 - .65 * disc) + around)[:, None])
     return (tissue - np.outer(_absorbance(eye.vessels, size), _VESSEL)).reshape(size, size, 3).astype(np.float32)
 
-# %% ../nbs/01_phantom.ipynb #bcdbc4ea
+# %% ../nbs/01_phantom.ipynb #72760d4b
 @dataclass(frozen=True)
 class CameraStyle:
     "How one camera and its operator turn reflectance into a picture; pairs are (typical value, log spread). Impossible values raise `InputError`."
@@ -323,10 +337,12 @@ class CameraStyle:
     edge: float = .5  # share of pictures in which the field's edge is seen
 
     def __post_init__(self):
-        if min(self.colour) <= 0 or max(self.colour) > 1: raise InputError(f"CameraStyle {self.name!r}: colour={self.colour}; expected three values above 0, at most 1.")
-        if not np.allclose(np.sum(self.response, 1), 1): raise InputError(f"CameraStyle {self.name!r}: the rows of response sum to {np.sum(self.response, 1)}; expected 1 each.")
+        if len(self.colour) != 3 or min(self.colour) <= 0 or max(self.colour) > 1:
+            raise InputError(f"CameraStyle {self.name!r}: colour={self.colour}; expected three values above 0 and at most 1.")
+        if not np.allclose(sums := np.sum(self.response, 1), 1):
+            raise InputError(f"CameraStyle {self.name!r}: the rows of response sum to {sums}; expected 1 each.")
 
-# %% ../nbs/01_phantom.ipynb #b2218e81
+# %% ../nbs/01_phantom.ipynb #a0985b55
 _PAIRS = ("contrast", "haze", "glare", "blur", "noise", "quality", "vignetting")
 
 def _settings(style, rng):
@@ -335,6 +351,7 @@ def _settings(style, rng):
     shift = style.exposure * rng.standard_normal() + np.array(style.tint) * rng.standard_normal(3)
     return drawn | dict(colour=np.float32(style.colour * np.exp(shift)), slant=style.slant * rng.standard_normal(2))
 
+# %% ../nbs/01_phantom.ipynb #993601f9
 def _field(eye, edge, size):
     "Distance from the field's centre in field radii (S,S), and a soft mask (S,S) of what is inside."
     rank, radius, height = eye.field
@@ -348,7 +365,7 @@ def _jpeg(pixels, quality):
         Image.fromarray(pixels).save(file, "JPEG", quality=int(np.clip(quality, 20, 98)), subsampling=0)
         return np.asarray(Image.open(file))
 
-# %% ../nbs/01_phantom.ipynb #3e262250
+# %% ../nbs/01_phantom.ipynb #a6bbfac3
 _EDGE_TINT = np.array([1.25, 1., .65], np.float32)  # towards the edge of the field red fades first and blue last
 _GLARE = .07  # width of the glare, share of the crop
 
@@ -362,6 +379,7 @@ def _expose(log, style, shot, eye):
     seen = _blur(seen * np.exp(light[..., None] * _EDGE_TINT) * inside[..., None], shot["blur"] * size)
     return seen + shot["glare"] * (_blur(seen, _GLARE * size) - seen), inside[..., None]
 
+# %% ../nbs/01_phantom.ipynb #cfb7434b
 def photograph(
     eye: Eye,
     style: CameraStyle,
@@ -377,26 +395,29 @@ def photograph(
     image = image + shot["noise"] * rng.standard_normal(image.shape, dtype=np.float32) * np.sqrt(image + .02)
     return _jpeg((image.clip(0, 1) * 255 + .5).astype(np.uint8), shot["quality"])
 
-# %% ../nbs/01_phantom.ipynb #972612b1
+# %% ../nbs/01_phantom.ipynb #9f85532a
 _FOLLOWS = dict(phantom_a="refuge_val", phantom_b="drishti_train", phantom_c="paper_binrushed_10", phantom_d="paper_messidor_base2_10")
 
 CAMERAS = {style.name: style for style in [
     CameraStyle("phantom_a", (.64, .425, .325), .09, (.02, .03, .07), contrast=(1.03, .08), haze=(.04, .4), blur=(.003, .3),
                 vignetting=(.35, .4), knee=.85, edge=.9),
-    CameraStyle("phantom_b", (.46, .21, .06), .22, (.06, .10, .40), response=((1, 0, 0), (-.2, 1.2, 0), (0, .4, .6)), gamma=(1.05, 1.2, 1.1), contrast=(1.25, .15),
-                haze=(.05, .5), glare=(.25, .4), blur=(.0085, .3), noise=(.006, .3), quality=(90, .03), vignetting=(.15, .5), edge=.01),
+    CameraStyle("phantom_b", (.46, .21, .06), .22, (.06, .10, .40),
+                response=((1, 0, 0), (-.45, 1.45, 0), (0, .4, .6)), gamma=(1.1, 1., 1.2), contrast=(1.2, .12),
+                haze=(.05, .5), glare=(.25, .4), blur=(.0078, .3), noise=(.006, .3), quality=(90, .03), vignetting=(.15, .5), edge=.01),
     CameraStyle("phantom_c", (.61, .35, .205), .13, (.05, .07, .14), response=((1, 0, 0), (-.2, 1.2, 0), (0, .3, .7)), contrast=(.95, .1),
                 haze=(.08, .5), glare=(-.15, .4), blur=(.005, .4), vignetting=(.35, .4), edge=.35),
-    CameraStyle("phantom_d", (.84, .40, .14), .08, (.10, .05, .35), response=((1, 0, 0), (-.4, 1.4, 0), (0, 0, 1)), gamma=(.8, .9, 1.4), contrast=(1., .1),
+    CameraStyle("phantom_d", (.84, .40, .14), .08, (.10, .05, .35),
+                response=((1, 0, 0), (-.4, 1.4, 0), (0, 0, 1)), gamma=(.8, .9, 1.4), contrast=(1., .1),
                 haze=(.10, .4), glare=(.2, .4), vignetting=(.2, .4), knee=.9, edge=.85),
 ]}
 
-# %% ../nbs/01_phantom.ipynb #c34e6bdf
+# %% ../nbs/01_phantom.ipynb #96349926
 def _find_style(camera):
     if isinstance(camera, CameraStyle): return camera
     if isinstance(camera, str) and camera in CAMERAS: return CAMERAS[camera]
     raise InputError(f"camera={camera!r}: no such phantom camera; expected one of {', '.join(CAMERAS)}, or a CameraStyle.")
 
+# %% ../nbs/01_phantom.ipynb #76d3668a
 def phantom_batch(
     seed: int,  # of the population of eyes
     indices,  # integers >= 0, one for each eye
@@ -406,14 +427,17 @@ def phantom_batch(
     "Eyes through a camera; each depends on (seed, index, camera, size) alone. Raises `InputError` on bad input."
     style, wanted = _find_style(camera), np.asarray(indices).ravel()
     if size < 16: raise InputError(f"size={size}: too small to show a cup; expected 16 pixels or more.")
-    if wanted.size and wanted.dtype.kind not in "iu": raise InputError(f"indices: found values of type {wanted.dtype}; expected whole numbers.")
-    if seed < 0 or wanted.min(initial=0) < 0: raise InputError(f"seed={seed}, smallest index={wanted.min(initial=0)}: expected numbers that are not negative.")
+    if wanted.size and wanted.dtype.kind not in "iu":
+        raise InputError(f"indices: found values of type {wanted.dtype}; expected whole numbers.")
+    if seed < 0 or wanted.min(initial=0) < 0:
+        raise InputError(f"seed={seed}, smallest index={wanted.min(initial=0)}: expected numbers that are not negative.")
     eyes = [draw_eye(seed, index) for index in wanted.tolist()]
     shots = [np.random.default_rng([seed, index, 1, zlib.crc32(style.name.encode())]) for index in wanted.tolist()]
     images = [photograph(eye, style, size, rng).transpose(2, 0, 1) for eye, rng in zip(eyes, shots)]
-    return np.array(images, np.uint8).reshape(-1, 3, size, size), np.array([draw_mask(eye, size) for eye in eyes], np.uint8).reshape(-1, size, size)
+    masks = [draw_mask(eye, size) for eye in eyes]
+    return np.array(images, np.uint8).reshape(-1, 3, size, size), np.array(masks, np.uint8).reshape(-1, size, size)
 
-# %% ../nbs/01_phantom.ipynb #d62815e4
+# %% ../nbs/01_phantom.ipynb #df9026fd
 TARGETS = ("phantom_b", "phantom_c", "phantom_d")
 
 def colour_distance(
@@ -427,6 +451,7 @@ def _crosstalk(rng):
     mix = rng.uniform(-.25, .25, (3, 3)) * (1 - np.eye(3))
     return tuple(map(tuple, (mix + np.diag(1 - mix.sum(1))).tolist()))
 
+# %% ../nbs/01_phantom.ipynb #8100bc44
 def random_camera(
     rng: np.random.Generator,
     margin: float = .3,  # least `colour_distance` to every target camera
@@ -435,7 +460,9 @@ def random_camera(
     draw = lambda low, high, n=None: rng.uniform(low, high, n).tolist() if n else float(rng.uniform(low, high))
     while True:
         red, green, blue = draw(.3, .88), draw(.3, .9), draw(.15, 1.05)
-        style = CameraStyle(f"random_{rng.integers(2 ** 32):08x}", (red, red * green, red * green * blue), draw(.02, .15), tuple(draw(.02, .1, 3)), _crosstalk(rng),
-                            tuple(draw(.75, 1.4, 3)), (draw(.7, 1.4), .08), (draw(0, .3), .3), (draw(-.2, .35), .3), (float(np.exp(draw(np.log(.002), np.log(.014)))), .25),
-                            (draw(.002, .025), .3), (draw(60, 97), .03), (draw(0, .6), .3), draw(.05, .3), draw(.65, .92), draw(.01, .95))
+        style = CameraStyle(
+            f"random_{rng.integers(2 ** 32):08x}", colour=(red, red * green, red * green * blue), exposure=draw(.02, .15), tint=tuple(draw(.02, .1, 3)),
+            response=_crosstalk(rng), gamma=tuple(draw(.75, 1.4, 3)), contrast=(draw(.7, 1.4), .08), haze=(draw(0, .3), .3), glare=(draw(-.2, .35), .3),
+            blur=(float(np.exp(draw(np.log(.002), np.log(.014)))), .25), noise=(draw(.002, .025), .3), quality=(draw(60, 97), .03),
+            vignetting=(draw(0, .6), .3), slant=draw(.05, .3), knee=draw(.65, .92), edge=draw(.01, .95))
         if min(colour_distance(style, CAMERAS[name]) for name in TARGETS) >= margin: return style

@@ -1,0 +1,58 @@
+"""The plan of a run, as Snakemake reads it: nothing is executed here."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfmda.config import load_profile
+from mfmda.pipeline import plan
+
+root = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def clone(tmp_path):
+    "What a fresh clone holds for Snakemake: the steps and committed result files, but no runs/."
+    for name in ("Snakefile", "settings.ini"):
+        shutil.copy(root / name, tmp_path)
+    for name in ("nbs", "mfmda"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    return tmp_path
+
+
+def dry_run(folder, profile):
+    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", f"profile={profile}"],
+                          cwd=folder, capture_output=True, text=True)
+
+
+def planned(run):
+    "Names of the steps in the job table of a dry run."
+    return {line.split()[0] for line in run.stdout.splitlines() if line.startswith("step_") and line.split()[-1] == "1"}
+
+
+def test_a_clone_with_committed_results_still_runs_every_step(clone):
+    steps = plan(load_profile("mini"))
+    (clone / "figures" / "mini").mkdir(parents=True)
+    for name in ("run.json", "per_image.csv", "table1.csv", "table1.md"):
+        (clone / "figures" / "mini" / name).touch()
+    run = dry_run(clone, "mini")
+    assert run.returncode == 0, run.stderr
+    assert "Nothing to be done" not in run.stdout + run.stderr
+    assert len(planned(run)) == len(steps)
+
+
+def test_a_finished_step_is_not_run_again(clone):
+    steps = plan(load_profile("mini"), clone)
+    first = next(iter(steps.values()))["output"]
+    first.parent.mkdir(parents=True)
+    first.write_text("{}")
+    run = dry_run(clone, "mini")
+    assert len(planned(run)) == len(steps) - 1
+
+
+def test_an_unknown_profile_is_one_clear_line(clone):
+    run = dry_run(clone, "minni")
+    assert run.returncode != 0 and "profile='minni' is unknown" in run.stderr and "Traceback" not in run.stderr
+    assert not (clone / "runs").exists()
