@@ -32,6 +32,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                               'mfmda.config.Layout.adapted': ('config.html#layout.adapted', 'mfmda/config.py'),
                               'mfmda.config.Layout.figures': ('config.html#layout.figures', 'mfmda/config.py'),
                               'mfmda.config.Layout.foundation': ('config.html#layout.foundation', 'mfmda/config.py'),
+                              'mfmda.config.Layout.report': ('config.html#layout.report', 'mfmda/config.py'),
                               'mfmda.config.Layout.seed': ('config.html#layout.seed', 'mfmda/config.py'),
                               'mfmda.config.Layout.segmented': ('config.html#layout.segmented', 'mfmda/config.py'),
                               'mfmda.config.Layout.source_ddpm': ('config.html#layout.source_ddpm', 'mfmda/config.py'),
@@ -407,5 +408,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                  'mfmda.translate.stage1_loss': ('translate.html#stage1_loss', 'mfmda/translate.py'),
                                  'mfmda.translate.time_weight': ('translate.html#time_weight', 'mfmda/translate.py'),
                                  'mfmda.translate.translate': ('translate.html#translate', 'mfmda/translate.py'),
+                                 'mfmda.translate.vary_colours': ('translate.html#vary_colours', 'mfmda/translate.py'),
                                  'mfmda.translate.warm_up_fusion': ('translate.html#warm_up_fusion', 'mfmda/translate.py'),
                                  'mfmda.translate.write_pairs': ('translate.html#write_pairs', 'mfmda/translate.py')}}}

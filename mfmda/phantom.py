@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'CAMERAS', 'TARGETS', 'measure_image', 'measure_mask', 'measure_set', 'Eye', 'draw_eye', 'draw_mask',
            'log_reflectance', 'CameraStyle', 'photograph', 'phantom_batch', 'colour_distance', 'random_camera']
 
-# %% ../nbs/01_phantom.ipynb #4f373afd
+# %% ../nbs/01_phantom.ipynb #58507cc2
 import io
 import zlib
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 
 from .config import InputError
 
-# %% ../nbs/01_phantom.ipynb #4f9a89e6
+# %% ../nbs/01_phantom.ipynb #4f4e7d4a
 def _far(size): return np.hypot(*(np.mgrid[:size, :size] + .5) / size - .5 * np.ones((2, 1, 1)))
 
 def measure_image(
@@ -38,7 +38,7 @@ def measure_image(
                 vessel=(log_green - gaussian_filter(log_green, 3))[ring].std(),
                 sharpness=(green - gaussian_filter(green, .8))[ring].std() / max(detail[ring].std(), 1e-6), edge=float(edge))
 
-# %% ../nbs/01_phantom.ipynb #76cbcc1a
+# %% ../nbs/01_phantom.ipynb #2969c7b2
 def _extent(region, axis): return np.ptp(np.flatnonzero(region.any(axis))) + 1
 
 def measure_mask(
@@ -51,7 +51,7 @@ def measure_mask(
     return dict(disc_height=height / size, disc_aspect=width / height, vcdr=vcdr, cup_aspect=_extent(cup, 0) / width / vcdr,
                 disc_offset=np.hypot(*(centre / size - .5)), cup_offset=np.hypot(*(inner - centre)) / height)
 
-# %% ../nbs/01_phantom.ipynb #49ba174e
+# %% ../nbs/01_phantom.ipynb #af36bfd1
 def _pallor(image, mask, surround):
     "How much brighter the rim is than the surround, and the cup than the rim, by channel."
     rim, cup = (image[mask == k].mean(0) / 255 for k in (1, 2))
@@ -68,7 +68,7 @@ def measure_set(
     columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
     return {name: [values.mean(0).round(3).tolist(), values.std(0).round(3).tolist()] for name, values in columns.items()}
 
-# %% ../nbs/01_phantom.ipynb #5135951d
+# %% ../nbs/01_phantom.ipynb #6b50fab1
 REAL = {  # name: {measure: [mean over images, standard deviation between images]}
     "refuge_val": {  # 100 images
         "lit": [[0.659, 0.448, 0.346], [0.066, 0.06, 0.061]], "within": [[0.165, 0.142, 0.1], [0.02, 0.024, 0.023]],
@@ -118,7 +118,7 @@ REAL = {  # name: {measure: [mean over images, standard deviation between images
         "edge": [0.8, 0.4]},
 }
 
-# %% ../nbs/01_phantom.ipynb #b7cd2456
+# %% ../nbs/01_phantom.ipynb #ae99a2c2
 @dataclass(frozen=True)
 class Eye:
     "Anatomy of one optic nerve head in crop coordinates (x right, y down, both 0 to 1); it says nothing about cameras."
@@ -135,7 +135,7 @@ class Eye:
     @property
     def vcdr(self) -> float: return float(np.linalg.norm((self.disc @ self.cup)[1]) / np.linalg.norm(self.disc[1]))
 
-# %% ../nbs/01_phantom.ipynb #54d998e1
+# %% ../nbs/01_phantom.ipynb #7eacb506
 def _turn(angle): return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 def _draw_outline(rng):
@@ -149,7 +149,7 @@ def _draw_outline(rng):
     centre = .5 + np.clip(rng.normal(0, .012, 2), -.03, .03)
     return centre, disc, offset, _turn(rng.normal(0, .2)) @ np.diag([horizontal, vertical])
 
-# %% ../nbs/01_phantom.ipynb #6b4b9da6
+# %% ../nbs/01_phantom.ipynb #418a3357
 _STEP = 1 / 128  # spacing of vessel points, share of the crop
 
 def _path(rng, start, heading, bend, length, radius, absorb):
@@ -167,7 +167,7 @@ def _branches(rng, path, angle, count):
         bend, length, radius = -.4 * turn + rng.normal(0, .3), rng.uniform(.25, .55), path[k, 2] * rng.uniform(.45, .75)
         yield _path(rng, path[k, :2], angle[k] + turn, bend, length, radius, path[k, 3])[0]
 
-# %% ../nbs/01_phantom.ipynb #d37c532b
+# %% ../nbs/01_phantom.ipynb #d67bb021
 def _arcade(rng, root, side, pole, radius, absorb):
     "A vessel to the upper (-1) or lower (1) pole with its nasal fork and their branches."
     lean = pole * (np.pi / 2 - side * rng.normal(.12, .32))
@@ -178,7 +178,7 @@ def _arcade(rng, root, side, pole, radius, absorb):
     nasal, turned = _path(rng, main[fork, :2], angle[fork] + turn, bend, length, radius * rng.uniform(.5, .8), absorb)
     return [main, nasal, *_branches(rng, main, angle, rng.integers(1, 4)), *_branches(rng, nasal, turned, rng.integers(0, 2))]
 
-# %% ../nbs/01_phantom.ipynb #4f535a9c
+# %% ../nbs/01_phantom.ipynb #1563a774
 def _draw_vessels(rng, centre, disc, side):
     "All vessels (P,4) before they bend over the rim: a vein and a paler, thinner artery to each pole, and fine ones all around."
     root = centre + disc @ np.array([-side * rng.uniform(-.05, .3), rng.normal(0, .1)])
@@ -189,7 +189,7 @@ def _draw_vessels(rng, centre, disc, side):
         paths.append(_path(rng, start, angle, rng.normal(0, .4), rng.uniform(.3, .65), rng.uniform(.004, .0095), 22)[0])
     return np.concatenate(paths)
 
-# %% ../nbs/01_phantom.ipynb #f69e9185
+# %% ../nbs/01_phantom.ipynb #cf83382b
 def _bend(vessels, centre, disc, offset, cup, depth):
     "Shift and dim vessels inside the cup by the parallax of its depth; continuous, but kinked, at the cup's border."
     inside = np.linalg.solve(cup, np.linalg.solve(disc, (vessels[:, :2] - centre).T) - offset[:, None])
@@ -197,7 +197,7 @@ def _bend(vessels, centre, disc, offset, cup, depth):
     shift = hollow * (disc @ cup @ depth)
     return np.hstack([vessels[:, :2] + shift, vessels[:, 2:3], vessels[:, 3:] * (1 - .45 * hollow)])
 
-# %% ../nbs/01_phantom.ipynb #c20c212e
+# %% ../nbs/01_phantom.ipynb #86a8b47f
 def _draw_look(rng):
     "Strengths (natural logarithm of reflectance) and widths (disc or cup radii) of everything that is neither outline nor vessel."
     return dict(rim=np.clip(rng.normal(.42, .07), .27, .6), rim_tilt=rng.normal(.12, .05), rim_soft=np.exp(rng.normal(np.log(.036), .3)),
@@ -206,7 +206,7 @@ def _draw_look(rng):
                 pigment=rng.normal(0, .12), choroid=.01 + .26 * rng.beta(.7, 3.2), texture=rng.uniform(.012, .04),
                 sheen=rng.uniform(0, .28), sheen_at=rng.normal(1.25, .12, 2))
 
-# %% ../nbs/01_phantom.ipynb #0940a875
+# %% ../nbs/01_phantom.ipynb #8350c792
 _LATTICES = dict(coarse=(5, 5), mid=(10, 10), fine=(20, 20), grain=(40, 40), choroid=(9, 18), fibres=(240,))
 
 def draw_eye(
@@ -222,7 +222,7 @@ def draw_eye(
     field = np.array([rng.random(), rng.uniform(.85, 1.05), rng.normal(.5, .05)])
     return Eye(centre, disc, offset, cup, side, look, vessels, lattices, field)
 
-# %% ../nbs/01_phantom.ipynb #925fb84b
+# %% ../nbs/01_phantom.ipynb #800bc567
 @lru_cache(16)
 def _grid(size): return np.stack([g.ravel() for g in np.meshgrid(*[(np.arange(size) + .5) / size] * 2)]).astype(np.float32)
 
@@ -241,7 +241,7 @@ def draw_mask(
     mask[(q <= 1) & ((u <= 1) | (u == u[q <= 1].min()))] = 2
     return mask.reshape(size, size)
 
-# %% ../nbs/01_phantom.ipynb #dd2662a5
+# %% ../nbs/01_phantom.ipynb #3e0c7b8d
 def _sigmoid(x): return 1 / (1 + np.exp(-np.clip(x, -30, 30)))
 
 @lru_cache(64)
@@ -255,7 +255,7 @@ def _noise(lattice, size):
     down, across = (_spline(n, size) for n in lattice.shape)
     return (down @ lattice @ across.T).ravel() / .48
 
-# %% ../nbs/01_phantom.ipynb #87e2b5c0
+# %% ../nbs/01_phantom.ipynb #434b79be
 def _refine(vessels, size):
     "Points x, y, radius in pixels and ink per point, at most .6 px apart, of the vessels that are in the picture."
     parts = max(int(np.ceil(size * _STEP / .6)), 1)
@@ -265,7 +265,7 @@ def _refine(vessels, size):
     near = (np.abs(x - .5) < .55) & (np.abs(y - .5) < .55)
     return x[near] * size, y[near] * size, r[near] * size, ink[near] * _STEP / parts
 
-# %% ../nbs/01_phantom.ipynb #4aae17b0
+# %% ../nbs/01_phantom.ipynb #d76b317e
 def _absorbance(vessels, size):
     "Absorbance (S*S,) of the vessels: every point stamps a disc, and a line of discs adds up to the thickness of a cylinder."
     x, y, r, ink = _refine(vessels, size)
@@ -276,7 +276,7 @@ def _absorbance(vessels, size):
     inside = (px >= 0) & (px < size) & (py >= 0) & (py < size) & (stamp > 0)
     return np.bincount((py * size + px)[inside], stamp[inside], size * size)
 
-# %% ../nbs/01_phantom.ipynb #c5d7f0c1
+# %% ../nbs/01_phantom.ipynb #d7377b0e
 def _disc_layers(eye, size):
     "Disc membership, cup pallor, temporal tilt, and the brighter tissue around the disc, each (S*S,)."
     look, (q, u) = eye.look, _frames(eye, size)
@@ -287,7 +287,7 @@ def _disc_layers(eye, size):
     crescent = look["crescent"] * np.exp(-((rho - 1.12) / .12) ** 2) * facing
     return disc, cup, temporal * np.minimum(rho, 1), (crescent + look["glow"] * np.exp(-np.maximum(rho - 1, 0) / .5)) * (1 - disc)
 
-# %% ../nbs/01_phantom.ipynb #1ca32a7e
+# %% ../nbs/01_phantom.ipynb #b1921ca5
 def _sheen(eye, size):
     "Nerve-fibre sheen (S*S,): bright, finely striped fans above and below the disc."
     dx, dy = _grid(size) - eye.centre[:, None].astype(np.float32)
@@ -295,12 +295,12 @@ def _sheen(eye, size):
     fan = sum(np.exp(-((angle - way * at) / .45) ** 2) for way, at in zip((-1, 1), eye.look["sheen_at"]))
     return fan * (1 + .35 * np.interp(angle, np.linspace(-np.pi, np.pi, len(stripes)), stripes)) * np.exp(-((far - .27) / .17) ** 2)
 
-# %% ../nbs/01_phantom.ipynb #23338828
+# %% ../nbs/01_phantom.ipynb #4d94c300
 # relative strength of each ingredient in red, green and blue
 _CUP, _RIM, _SHEEN = np.array([.45, 1., 1.2]), np.array([1., 1.05, 1.]), np.array([.35, 1., 1.1])
 _VESSEL, _CHOROID = np.array([.33, 1., .72]), np.array([1., .75, .7])
 
-# %% ../nbs/01_phantom.ipynb #6ae899fb
+# %% ../nbs/01_phantom.ipynb #02162a02
 def log_reflectance(
     eye: Eye,
     size: int,  # pixels
@@ -315,7 +315,7 @@ def log_reflectance(
               + (look["texture"] * mottle * (1 - .65 * disc) + around)[:, None])
     return (tissue - np.outer(_absorbance(eye.vessels, size), _VESSEL)).reshape(size, size, 3).astype(np.float32)
 
-# %% ../nbs/01_phantom.ipynb #72760d4b
+# %% ../nbs/01_phantom.ipynb #00158d7c
 @dataclass(frozen=True)
 class CameraStyle:
     "How one camera and its operator turn reflectance into a picture; pairs are (typical value, log spread). Impossible values raise `InputError`."
@@ -342,7 +342,7 @@ class CameraStyle:
         if not np.allclose(sums := np.sum(self.response, 1), 1):
             raise InputError(f"CameraStyle {self.name!r}: the rows of response sum to {sums}; expected 1 each.")
 
-# %% ../nbs/01_phantom.ipynb #a0985b55
+# %% ../nbs/01_phantom.ipynb #40ea6f89
 _PAIRS = ("contrast", "haze", "glare", "blur", "noise", "quality", "vignetting")
 
 def _settings(style, rng):
@@ -351,7 +351,7 @@ def _settings(style, rng):
     shift = style.exposure * rng.standard_normal() + np.array(style.tint) * rng.standard_normal(3)
     return drawn | dict(colour=np.float32(style.colour * np.exp(shift)), slant=style.slant * rng.standard_normal(2))
 
-# %% ../nbs/01_phantom.ipynb #993601f9
+# %% ../nbs/01_phantom.ipynb #ab2429e8
 def _field(eye, edge, size):
     "Distance from the field's centre in field radii (S,S), and a soft mask (S,S) of what is inside."
     rank, radius, height = eye.field
@@ -365,7 +365,7 @@ def _jpeg(pixels, quality):
         Image.fromarray(pixels).save(file, "JPEG", quality=int(np.clip(quality, 20, 98)), subsampling=0)
         return np.asarray(Image.open(file))
 
-# %% ../nbs/01_phantom.ipynb #a6bbfac3
+# %% ../nbs/01_phantom.ipynb #641fb53a
 _EDGE_TINT = np.array([1.25, 1., .65], np.float32)  # towards the edge of the field red fades first and blue last
 _GLARE = .07  # width of the glare, share of the crop
 
@@ -379,7 +379,7 @@ def _expose(log, style, shot, eye):
     seen = _blur(seen * np.exp(light[..., None] * _EDGE_TINT) * inside[..., None], shot["blur"] * size)
     return seen + shot["glare"] * (_blur(seen, _GLARE * size) - seen), inside[..., None]
 
-# %% ../nbs/01_phantom.ipynb #cfb7434b
+# %% ../nbs/01_phantom.ipynb #884bdd44
 def photograph(
     eye: Eye,
     style: CameraStyle,
@@ -395,7 +395,7 @@ def photograph(
     image = image + shot["noise"] * rng.standard_normal(image.shape, dtype=np.float32) * np.sqrt(image + .02)
     return _jpeg((image.clip(0, 1) * 255 + .5).astype(np.uint8), shot["quality"])
 
-# %% ../nbs/01_phantom.ipynb #9f85532a
+# %% ../nbs/01_phantom.ipynb #78d34d40
 _FOLLOWS = dict(phantom_a="refuge_val", phantom_b="drishti_train", phantom_c="paper_binrushed_10", phantom_d="paper_messidor_base2_10")
 
 CAMERAS = {style.name: style for style in [
@@ -411,13 +411,13 @@ CAMERAS = {style.name: style for style in [
                 haze=(.10, .4), glare=(.2, .4), vignetting=(.2, .4), knee=.9, edge=.85),
 ]}
 
-# %% ../nbs/01_phantom.ipynb #96349926
+# %% ../nbs/01_phantom.ipynb #d875955d
 def _find_style(camera):
     if isinstance(camera, CameraStyle): return camera
     if isinstance(camera, str) and camera in CAMERAS: return CAMERAS[camera]
     raise InputError(f"camera={camera!r}: no such phantom camera; expected one of {', '.join(CAMERAS)}, or a CameraStyle.")
 
-# %% ../nbs/01_phantom.ipynb #76d3668a
+# %% ../nbs/01_phantom.ipynb #665f1c78
 def phantom_batch(
     seed: int,  # of the population of eyes
     indices,  # integers >= 0, one for each eye
@@ -437,7 +437,7 @@ def phantom_batch(
     masks = [draw_mask(eye, size) for eye in eyes]
     return np.array(images, np.uint8).reshape(-1, 3, size, size), np.array(masks, np.uint8).reshape(-1, size, size)
 
-# %% ../nbs/01_phantom.ipynb #df9026fd
+# %% ../nbs/01_phantom.ipynb #c545c48d
 TARGETS = ("phantom_b", "phantom_c", "phantom_d")
 
 def colour_distance(
@@ -451,7 +451,7 @@ def _crosstalk(rng):
     mix = rng.uniform(-.25, .25, (3, 3)) * (1 - np.eye(3))
     return tuple(map(tuple, (mix + np.diag(1 - mix.sum(1))).tolist()))
 
-# %% ../nbs/01_phantom.ipynb #8100bc44
+# %% ../nbs/01_phantom.ipynb #56cab853
 def random_camera(
     rng: np.random.Generator,
     margin: float = .3,  # least `colour_distance` to every target camera

@@ -6,14 +6,14 @@
 __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experiments_folder', 'run_step', 'segment_settings',
            'new_mfm', 'new_unet', 'foundation_weights', 'train_foundation', 'per_image_rows', 'plan', 'main']
 
-# %% ../nbs/13_pipeline.ipynb #d397bd9a
+# %% ../nbs/13_pipeline.ipynb #e4d38e7e
 import argparse, os, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from .config import InputError, Layout, Profile, PROFILES, TrainingError, atomic_path, data_root, load_profile, provenance, read_json, write_json
 from .data import FundusSet, few_shot, load_phantoms, load_set, split
 
-# %% ../nbs/13_pipeline.ipynb #0062e7bb
+# %% ../nbs/13_pipeline.ipynb #47c036e6
 @dataclass
 class Source:
     "The labelled domain: `train`, `validation` (chooses hyper-parameters), `test` (scored once)."
@@ -35,7 +35,7 @@ def load_target(profile: Profile, name: str, seed: int) -> Target:
     shots, rest = few_shot(load_set(sets["pool"], profile.size), profile.few_shot, seed)
     return Target(name, shots, rest, load_set(sets["test"], profile.size).without(shots.ids))
 
-# %% ../nbs/13_pipeline.ipynb #ff3f05cf
+# %% ../nbs/13_pipeline.ipynb #3b4e9179
 STEPS = ["1_source_ddpm", "4_foundation", "2_adapt", "3_translate", "5_segment", "6_report"]   # in the order of their needs
 
 def experiments_folder() -> Path:
@@ -61,7 +61,7 @@ def run_step(
         raise InputError(f"{notebook.name}, cell {e.exec_count}: {e.ename}: {e.evalue} (the executed copy is {unfinished}).") from None
     os.replace(unfinished, output)
 
-# %% ../nbs/13_pipeline.ipynb #64e56a9f
+# %% ../nbs/13_pipeline.ipynb #ccaf8aa6
 def segment_settings(profile: Profile):
     "Stage-2 settings of a profile, the same for every row."
     from mfmda.segment import SegmentSettings
@@ -72,7 +72,7 @@ def new_mfm(profile: Profile, name: str, weights, seed: int):
     from mfmda.foundation import build_foundation
     from mfmda.segment import SegmentationModel
     f = profile.foundation
-    return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"]), seed=seed)
+    return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], None if name == "vit_mae" else f["image_size"]), seed=seed)
 
 def new_unet(seed: int):
     "The small U-Net from scratch."
@@ -81,7 +81,7 @@ def new_unet(seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed); return SmallUNet()
 
-# %% ../nbs/13_pipeline.ipynb #e97f901c
+# %% ../nbs/13_pipeline.ipynb #b1c4de37
 def foundation_weights(name: str, folder: Path):
     "Weights of a candidate: the file that step 4 pretrained, or None for weights that come in a package."
     return Path(folder)/"encoder.safetensors" if name == "vit_mae" else None
@@ -103,7 +103,7 @@ def train_foundation(profile: Profile, name: str, source: Source, seed: int, fol
     network.save(file)
     return file
 
-# %% ../nbs/13_pipeline.ipynb #7696bdd3
+# %% ../nbs/13_pipeline.ipynb #df80b6ff
 def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, method: str, seed: int):
     "One row per image: `source, target, method, seed, image` and the scores of `metrics.score_set`."
     from mfmda.metrics import score_set
@@ -111,7 +111,7 @@ def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, meth
     for place, (name, value) in enumerate(dict(source=source, target=target, method=method, seed=seed).items()): scores.insert(place, name, value)
     return scores
 
-# %% ../nbs/13_pipeline.ipynb #1adff7f3
+# %% ../nbs/13_pipeline.ipynb #634e82c4
 def plan(profile: Profile, root: Path = Path(".")) -> dict:  # (step, seed, target) -> dict(needs=[(step, seed, target)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
@@ -124,10 +124,10 @@ def plan(profile: Profile, root: Path = Path(".")) -> dict:  # (step, seed, targ
             out[adapted] = dict(needs=[ddpm, mfm], output=layout.adapted(seed, t)/"result.json")
             out[translated] = dict(needs=[ddpm, mfm, adapted], output=layout.translated(seed, t)/"result.json")
             out["5_segment", seed, t] = dict(needs=[mfm, translated], output=layout.segmented(seed, t)/"result.json")
-    out["6_report", profile.seeds[0], ""] = dict(needs=list(out), output=layout.figures()/"run.json")
+    out["6_report", profile.seeds[0], ""] = dict(needs=list(out), output=layout.report()/"6_report.ipynb")   # under runs/: committed figures do not mean that this machine ran
     return out
 
-# %% ../nbs/13_pipeline.ipynb #1afa3bad
+# %% ../nbs/13_pipeline.ipynb #bb5c5c1c
 def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
@@ -165,7 +165,6 @@ def _step(args):
     for need in known[args.step, seed, args.target]["needs"]:
         if not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
     output = known[args.step, seed, args.target]["output"].parent/f"{args.step}.ipynb"
-    if args.step == "6_report": output = Layout(profile.name, Path(args.root)).seed(seed)/"6_report.ipynb"
     parameters = dict(profile=args.profile, root=args.root) | ({} if args.step == "6_report" else dict(seed=seed)) | (dict(target=args.target) if args.target else {})
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1

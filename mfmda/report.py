@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'SHORT', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES',
            'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
            'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'paired_table', 'run_record', 'write_table']
 
-# %% ../nbs/12_report.ipynb #8fabe123
+# %% ../nbs/12_report.ipynb #1c893aac
 import contextlib, os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectang
 from .config import InputError, Layout, Profile, atomic_path, read_json
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
-# %% ../nbs/12_report.ipynb #11983fab
+# %% ../nbs/12_report.ipynb #3d5a407e
 METHODS = dict(unet_source="U-Net, source only", mfm_source="MFM, source only*", mfm_reinhard="Reinhard colour transfer*", mfm_fda="Fourier exchange (FDA)*",
                mfm_da_paper="MFM-DA, paper's translation*", mfm_da="MFM-DA*", oracle="Oracle, target labels*")
 SHORT = dict(unet_source="U-Net", mfm_source="MFM*", mfm_reinhard="Reinhard*", mfm_fda="FDA*", mfm_da_paper="MFM-DA*\n(paper's)", mfm_da="MFM-DA*", oracle="oracle*")
@@ -32,7 +32,7 @@ def domain_name(name: str) -> str:  # "phantom_b" -> "phantom b"
     "A domain's name as readers see it."
     return name.replace("_", " ")
 
-# %% ../nbs/12_report.ipynb #1780732f
+# %% ../nbs/12_report.ipynb #06ac1161
 def _present(file, step):
     if not Path(file).is_file(): raise InputError(f"{file}: no such file; run step {step} first.")
 
@@ -49,14 +49,14 @@ def read_result(file: Path, step: str, needs=()) -> dict:
 def read_rows(file: Path, step: str, columns) -> pd.DataFrame:
     "A result table with at least `columns`, all scores finite; `InputError` otherwise."
     _present(file, step)
-    try: table = pd.read_csv(file, float_precision="round_trip", dtype={k: str for k in ("source", "target", "method", "image")})
+    try: table = pd.read_csv(file, dtype={k: str for k in ("source", "target", "method", "image")})
     except ValueError as error: raise _damaged(file, f"not a table ({str(error).splitlines()[0]})", step) from None
     lacking = [c for c in columns if c not in table]
     if lacking: raise _damaged(file, f"it lacks the columns {', '.join(lacking)}", step)
     if not len(table) or table[list(columns)].isna().any().any(): raise _damaged(file, "it has no rows, or rows with missing values", step)
     return table
 
-# %% ../nbs/12_report.ipynb #6ba1a4af
+# %% ../nbs/12_report.ipynb #52fa8ac2
 def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,3,S,S) uint8, masks (n,S,S), ids [n], probabilities {method: (n,2,S,S)}
     "The pictures and probabilities that step 5 kept; `InputError` where the file is missing or damaged."
     _present(file, step)
@@ -69,7 +69,7 @@ def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,
     if len(n) > 1: raise _damaged(file, "its arrays differ in length", step)
     return out
 
-# %% ../nbs/12_report.ipynb #787f716d
+# %% ../nbs/12_report.ipynb #1e9fe9cf
 @dataclass
 class Run:
     "What a report needs of a run, as read from its files."
@@ -80,12 +80,12 @@ class Run:
     steps: list                # every result.json
     def first(self, step): return next(s for s in self.steps if s["step"] == step)
 
-def _check_rows(rows, file, step, methods, target, seed, images=None):
+def _check_rows(rows, file, step, methods, target, seed, images):
     mine = rows[(rows.target == target) & (rows.seed == seed)]
     for method in methods:
         found = list(mine[mine.method == method].image)
         if not found: raise _damaged(file, f"no rows of {method} on {target} with seed {seed}", step)
-        if images is not None and sorted(found) != sorted(images): raise _damaged(file, f"{len(found)} rows of {method} on {target}, expected {len(images)}, one for each test image", step)
+        if sorted(found) != sorted(images): raise _damaged(file, f"{len(found)} rows of {method} on {target}, expected {len(images)}, one for each test image", step)
 
 def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     "Rows in the order source, targets, methods, seeds, images; scores rounded to 6 decimals."
@@ -93,7 +93,7 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     rows = rows.assign(_t=rows.target.map(order), _m=rows.method.map(place)).sort_values(["_t", "_m", "seed", "image"], kind="stable")
     return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
 
-# %% ../nbs/12_report.ipynb #e7814720
+# %% ../nbs/12_report.ipynb #33d3cb08
 def read_run(profile: Profile, root: Path = Path(".")) -> Run:
     "Read the result files of all steps, targets and seeds; the first one that is missing, damaged or incomplete raises `InputError`."
     layout, rows, translation, recipes, steps = Layout(profile.name, root), [], [], [], []
@@ -102,9 +102,12 @@ def read_run(profile: Profile, root: Path = Path(".")) -> Run:
         steps.append(read_result(layout.foundation(seed)/"result.json", "4_foundation", ["chosen", "validation"]))
         file = layout.foundation(seed)/"per_image.csv"
         rows.append(read_rows(file, "4_foundation", KEYS + COLUMNS))
-        _check_rows(rows[-1], file, "4_foundation", ["unet_source", "mfm_source"], profile.source["name"], seed)
+        home = profile.source["name"]; home_images = list(rows[-1][rows[-1].method == "mfm_source"].image)
+        _check_rows(rows[-1], file, "4_foundation", ["unet_source", "mfm_source"], home, seed, home_images)
         for target in profile.targets:
             adapted, translated, segmented = _read_target(layout, target, seed)
+            if profile.targets[target].get("score_source"):
+                _check_rows(segmented[1], layout.segmented(seed, target)/"per_image.csv", "5_segment", [m for m in METHODS if not m.endswith("source")], home, seed, home_images)
             steps += [adapted[0], translated, segmented[0]]; translation.append(adapted[1]); rows.append(segmented[1])
             recipes += [dict(target=target, seed=seed, recipe=k) | v for k, v in translated["recipes"].items()]
     rows = pd.concat(rows, ignore_index=True)
@@ -121,7 +124,7 @@ def _read_target(layout, target, seed):
     _check_rows(rows, s/"per_image.csv", "5_segment", METHODS, target, seed, segmented["test_ids"])
     return (adapted, translation_table(scores, adapted, target, seed)), translated, (segmented, rows)
 
-# %% ../nbs/12_report.ipynb #83c50b82
+# %% ../nbs/12_report.ipynb #ea6d4b40
 def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: int) -> pd.DataFrame:
     "Anatomy kept and target distance by adaptation step; the untranslated images come first, without a step."
     columns = ["step", "disc_kept", "cup_kept", "anatomy_kept", "target_distance"]
@@ -129,7 +132,7 @@ def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: in
     table = table.assign(step=table.step.astype("Int64"), target=target, seed=seed, images=["untranslated"] + ["translated"] * len(scores))
     return table[["target", "seed", "images", *columns]].assign(chosen=(table.step == adapted["chosen"]["step"]).fillna(False).astype(bool)).round(6)
 
-# %% ../nbs/12_report.ipynb #a318dcdf
+# %% ../nbs/12_report.ipynb #f3ebbe2d
 def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # shots: target -> ids
     "`InputError` where the data of now is not the data that the steps of `seed` recorded."
     for s in run.steps:
@@ -139,7 +142,7 @@ def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # sho
         if s["step"] == "2_adapt" and s["shots"] != shots[s["target"]]:
             raise InputError(f"step 2_adapt was adapted to other shots of {s['target']} than the profile draws now; run steps 2 to 5 again.")
 
-# %% ../nbs/12_report.ipynb #6372e4cc
+# %% ../nbs/12_report.ipynb #a9f1dd16
 SHOWN = ["disc_dice", "cup_dice", "disc_hd95", "cup_hd95", "vcdr_error"]
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
@@ -152,7 +155,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
     order = [f"{measure}_{kind}" for measure in SHOWN for kind in ("mean", "spread")]
     return counts.join(table[order]).reset_index().round(6)
 
-# %% ../nbs/12_report.ipynb #77950015
+# %% ../nbs/12_report.ipynb #0b7f1472
 GAP = .02
 
 def gap_closed(
@@ -166,7 +169,7 @@ def gap_closed(
     share = lambda m: float(np.mean([(dice[t, m, r] - dice[t, "mfm_source", r]) / gap[t, r] for t, r in cells]))
     return {m: share(m) for m in METHODS if cells and all((t, m, "cup") in dice for t in targets)}, cells
 
-# %% ../nbs/12_report.ipynb #8d6b48f4
+# %% ../nbs/12_report.ipynb #36468b75
 def number(x: float, places: int = 3) -> str:
     "`.912`, `1.000`, `12.3`: no zero before the point."
     text = f"{x:.{places}f}"
@@ -185,7 +188,7 @@ def _best(table):
     rivals = table[table.method != "oracle"]
     return {m: number(rivals[f"{m}_mean"].max() if "dice" in m else rivals[f"{m}_mean"].min(), p) for m, p in PLACES.items()}
 
-# %% ../nbs/12_report.ipynb #3b52fcf0
+# %% ../nbs/12_report.ipynb #cb28409e
 def table1_markdown(
     table: pd.DataFrame,  # of `table1`
     targets,              # the profile's targets, in order
@@ -206,7 +209,7 @@ def table1_markdown(
         lines.append(cells + [f"{closed[method]:.0%}".replace("-", "−") if method in closed else "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
-# %% ../nbs/12_report.ipynb #212086b8
+# %% ../nbs/12_report.ipynb #91db67c5
 def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
     "What a reader must know beside the numbers: profile, stand-ins, protocol, origin."
     p, one = run.profile, lambda step, get: ", ".join(sorted({str(get(s)) for s in run.steps if s["step"] == step}))
@@ -220,9 +223,9 @@ def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
 
 def commits(run: Run) -> str:
     "The commits that the steps ran at; more than one where a run was resumed after a change."
-    return ", ".join(sorted({str(s["commit"]) for s in run.steps}))
+    return ", ".join(sorted({s["commit"] or "outside a checkout" for s in run.steps}))
 
-# %% ../nbs/12_report.ipynb #a4c3dc81
+# %% ../nbs/12_report.ipynb #33233bb3
 PALETTE = dict(unet_source="#999999", mfm_source="#E69F00", mfm_reinhard="#F0E442", mfm_fda="#009E73", mfm_da_paper="#CC79A7", mfm_da="#0072B2", oracle="#000000")
 INK, SOFT, DISC, CUP, TRUTH = "#222222", "#777777", "#56B4E9", "#000000", "#FFFFFF"
 WIDTH = 7.2   # inches: a page's two columns; 3.5 is one
@@ -241,7 +244,7 @@ def save_figure(fig: Figure, stem: Path):  # figures/mini/fig1 -> fig1.png, fig1
             for image in ax.images: image.set_interpolation(blend)
         with style(), atomic_path(Path(stem).with_suffix(suffix)) as tmp: fig.savefig(tmp, **options)
 
-# %% ../nbs/12_report.ipynb #30b90c44
+# %% ../nbs/12_report.ipynb #6ec2f30a
 def per_image(rows: pd.DataFrame) -> pd.DataFrame:
     "Scores averaged over seeds, one row for each target, method and image."
     return rows.groupby(["target", "method", "image"], sort=False)[COLUMNS].mean().reset_index()
@@ -265,12 +268,12 @@ def _boxes(ax, data, measure, methods, domains, source):
             ax.boxplot(values, positions=[x], widths=.32, patch_artist=True, flierprops=dict(marker=".", markersize=2.5, markeredgecolor=SOFT), medianprops=dict(color=INK, linewidth=.8),
                        boxprops=dict(facecolor=PALETTE[method], alpha=.8, linewidth=.6), whiskerprops=dict(linewidth=.6), capprops=dict(linewidth=.6))
             ax.plot(x, values.mean(), "D", color="white", markeredgecolor=INK, markersize=3, markeredgewidth=.6, zorder=5)
-            ax.annotate(number(values.mean(), 2), (x, 1.01), ha="center", va="bottom", fontsize=6.5)
+            ax.text(x, 1.01, number(values.mean(), 2), ha="center", va="bottom", fontsize=6.5, transform=ax.get_xaxis_transform())
     ax.axvline(.5, color=SOFT, linewidth=.6, linestyle=":")
-    ax.set(xticks=range(len(domains)), xticklabels=[domain_name(d) + ("\nsource" if d == source else "\ntarget") for d in domains], ylim=(low, 1.06), xlim=(-.5, len(domains) - .5))
-    ax.set_title(f"optic {measure.split('_')[0]}", pad=4)
+    ax.set(xticks=range(len(domains)), xticklabels=[domain_name(d) + ("\nsource" if d == source else "\ntarget") for d in domains], ylim=(low, 1.01), xlim=(-.5, len(domains) - .5))
+    ax.set_title(f"optic {measure.split('_')[0]}", pad=12)
 
-# %% ../nbs/12_report.ipynb #dd8e7ee6
+# %% ../nbs/12_report.ipynb #02155d4a
 BLUE, GREEN, ORANGE, GREY = "#DCEAF5", "#DDF0E8", "#FBE9CC", "#EFEFEF"
 
 def box(ax, x, y, w, h, text, color=GREY, size=6.5, **kwargs):
@@ -290,7 +293,7 @@ def funnel(ax, x, y, w, left, right, text, color=BLUE):
     ax.add_patch(Polygon([(x, y - left / 2), (x, y + left / 2), (x + w, y + right / 2), (x + w, y - right / 2)], facecolor=color, edgecolor=INK, linewidth=.6))
     ax.text(x + w / 2, y, text, ha="center", va="center", fontsize=6.5, linespacing=1.3)
 
-# %% ../nbs/12_report.ipynb #102258b0
+# %% ../nbs/12_report.ipynb #6d77d861
 def thumb(ax, image: np.ndarray, x, y, side, label="", size=6.5, edge=None):  # (3,S,S) or (S,S,3) uint8; label below
     "A small picture with its lower left corner at (x, y)."
     image = np.asarray(image); image = image.transpose(1, 2, 0) if image.shape[0] == 3 else image
@@ -309,14 +312,14 @@ def outline(ax, region, x, y, side, color, **kwargs):  # region (S, S): probabil
     s = len(region); at = (np.arange(s) + .5) / s * side
     ax.contour(x + at, y + side - at, region, [.5], colors=[color], **{**dict(linewidths=.8, zorder=4), **kwargs})
 
-# %% ../nbs/12_report.ipynb #5cb3260e
+# %% ../nbs/12_report.ipynb #f5df391c
 def _stage1(ax, p):
     ax.add_patch(FancyBboxPatch((.4, 23.4), 71.2, 21.2, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#0072B2", linewidth=1))
     ax.text(1.6, 43.4, "Stage 1 · a diffusion model learns to repaint source images in the style of the target", fontsize=7.5, weight="bold", va="center", color="#0072B2")
     thumb(ax, p["source"], 2, 34.6, 6.4, "source image $x_S$")
     for i, shot in enumerate(p["shots"][:10]): thumb(ax, shot, 2 + 2.35 * (i % 5), 28.6 - 2.35 * (i // 5), 2.2)
     ax.text(7.8, 25.7, "ten target images, no labels", ha="center", va="top", fontsize=6.5)
-    arrow(ax, (8.8, 37.8), (18, 37.8)); ax.text(13, 38.3, "noise to time $t$\n(Eq. 1)", ha="center", va="bottom", fontsize=6.5, linespacing=1.2)
+    arrow(ax, (8.4, 37.8), (18, 37.8)); ax.text(13, 38.3, "noise to time $t$\n(Eq. 1)", ha="center", va="bottom", fontsize=6.5, linespacing=1.2)
     funnel(ax, 18, 37.8, 7.2, 8.4, 4.6, "U-Net\nencoder")
     box(ax, 26.4, 34.9, 11, 5.8, "content fusion\n$m(t)\\,E + (1-m(t))\\,z$", BLUE)
     funnel(ax, 38.6, 37.8, 7.2, 4.6, 8.4, "U-Net\ndecoder")
@@ -326,23 +329,23 @@ def _stage1(ax, p):
     arrow(ax, (14.8, 37.8), (14.8, 30.1), (17.6, 30.1)); arrow(ax, (13.8, 27.6), (17.6, 27.6))
 
 def _stage1_losses(ax):
-    box(ax, 27.4, 24.9, 17.2, 7.2, "instance-aware adaptor (DIAA)\n$\\Delta_{static}$ (Eq. 3)   $\\Delta_{dynamic}$ (Eq. 4)   $g$ (Eq. 5)\n"
-        "$\\Delta = g\\,\\Delta_{dynamic} + (1-g)\\,\\Delta_{static}$  (Eq. 6)", ORANGE, 5.8)
-    arrow(ax, (24.8, 28.5), (27.4, 28.5)); arrow(ax, (44.6, 28.5), (47.6, 28.5))
+    box(ax, 26.4, 24.9, 19, 7.2, "instance-aware adaptor (DIAA)\n$\\Delta_{static}$ (Eq. 3)   $\\Delta_{dynamic}$ (Eq. 4)   $g$ (Eq. 5)\n"
+        "$\\Delta = g\\,\\Delta_{dynamic} + (1-g)\\,\\Delta_{static}$  (Eq. 6)", ORANGE, 6.2)
+    arrow(ax, (24.8, 28.5), (26.4, 28.5)); arrow(ax, (45.4, 28.5), (47.6, 28.5))
     box(ax, 47.6, 26.2, 8, 4.6, "$\\mathcal{L}_{DC}$ (Eq. 7)\non $f(\\hat{x}_0)$", ORANGE)
     arrow(ax, (51.6, 32.9), (51.6, 30.8))
     box(ax, 58.6, 25.4, 11.6, 15.6, "", GREY)
     ax.text(64.4, 33.2, "objective (Eq. 8)\n\n$\\alpha(t)\\,(\\mathcal{L}_{DC} + \\mathcal{L}_{style})$\n$+\\,(20^{0.9}-\\alpha(t))\\,\\mathcal{L}_{DDPM}$\n\n$\\mathcal{L}_{DDPM}$ (Eq. 2)\non target images", ha="center", va="center", fontsize=6.3, linespacing=1.45)
     arrow(ax, (55.6, 28.5), (58.6, 28.5)); arrow(ax, (54.8, 37.8), (58.6, 37.8)); ax.text(56.8, 38.4, "$\\mathcal{L}_{style}$", ha="center", va="bottom", fontsize=6.5)
 
-# %% ../nbs/12_report.ipynb #8ed28c55
+# %% ../nbs/12_report.ipynb #c4e24ea1
 def _stage2(ax, p):
     ax.add_patch(FancyBboxPatch((.4, .4), 71.2, 21.8, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#009E73", linewidth=1))
     ax.text(1.6, 20.9, "Stage 2 · the foundation model is tuned on both, against the source mask", fontsize=7.5, weight="bold", va="center", color="#009E73")
     thumb(ax, p["source"], 2, 12.4, 6, "$x_S$"); thumb(ax, p["translated"], 2, 3.2, 6, "$x_{S\\to T}$")
     box(ax, 11.6, 3, 11.4, 15.6, "", GREEN); ax.text(17.3, 17.4, "foundation model (MFM)", ha="center", va="center", fontsize=6.3)
     for i in range(4):
-        box(ax, 12.6, 4 + 3.1 * i, 5.4, 2.3, "frozen block", "white", 5.4); box(ax, 18.6, 4 + 3.1 * i, 3.6, 2.3, "LoRA", ORANGE, 5.6)
+        box(ax, 12.6, 4 + 3.1 * i, 5.4, 2.3, "frozen", "white", 6.2); box(ax, 18.6, 4 + 3.1 * i, 3.6, 2.3, "LoRA", ORANGE, 6)
     ax.text(17.3, 2.5, "$W + (\\alpha/r)\\,BA$  (Eq. 9)", ha="center", va="top", fontsize=6.3)
     for y in (15.4, 6.2): arrow(ax, (8, y), (11.6, y))
     for y, color in ((15.4, "#BBD3E6"), (6.2, "#E3B7CF")):
@@ -358,7 +361,7 @@ def _stage2_end(ax, p):
     arrow(ax, (47.6, 10.8), (50, 10.8)); box(ax, 50, 9.2, 7.4, 3.2, "$\\mathcal{L}_{BCE}$", ORANGE)
     thumb(ax, paint_mask(p["mask"]), 50.9, 14, 5.6); ax.text(53.7, 19.7, "source mask", ha="center", va="bottom", fontsize=6.5)
     arrow(ax, (53.7, 14), (53.7, 12.4))
-    ax.text(52.2, 6.6, "$\\mathcal{L}_{total} =$\n$\\mathcal{L}_{BCE} + \\mathcal{L}_{align}$\n(Eq. 12)", ha="center", va="center", fontsize=6.5, linespacing=1.4)
+    ax.text(53.7, 6.4, "$\\mathcal{L}_{total} =$\n$\\mathcal{L}_{BCE} + \\mathcal{L}_{align}$\n(Eq. 12)", ha="center", va="center", fontsize=6.5, linespacing=1.4)
     ax.plot((59.2, 59.2), (1.6, 19.6), color=SOFT, linewidth=.8, linestyle=":")
     ax.text(65.4, 19.7, "in use: a target image", ha="center", va="bottom", fontsize=6.5)
     thumb(ax, p["test"], 61.8, 12, 7.2); thumb(ax, p["test"], 61.8, 2.6, 7.2, "disc and cup, MFM-DA")
@@ -374,7 +377,7 @@ def figure2(pictures: dict) -> Figure:  # source, translated, test (3,S,S) uint8
         ax.set(xlim=(0, 72), ylim=(0, 45)); ax.set_aspect("equal"); ax.set_axis_off()
     return fig
 
-# %% ../nbs/12_report.ipynb #1a7640a0
+# %% ../nbs/12_report.ipynb #6e7fba61
 def overlapping_texts(fig: Figure) -> list:
     "Pairs of texts of a figure whose boxes overlap, and texts that leave the figure."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -386,7 +389,7 @@ def overlapping_texts(fig: Figure) -> list:
     crossing = lambda p, q: min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1
     return out + [(a, b) for i, (a, p) in enumerate(texts) for b, q in texts[:i] if crossing(p, q)]
 
-# %% ../nbs/12_report.ipynb #3171403e
+# %% ../nbs/12_report.ipynb #77042286
 def _tiles(ax, rows, labels, gap=.06, left=0.):
     "Rows of pictures [(n, 3, S, S)] from the top down, each one unit wide, with a label at the left."
     for r, (images, label) in enumerate(zip(rows, labels)):
@@ -400,9 +403,9 @@ def _generation(ax, generation, columns):
         width = columns * (1 + gap) - gap
         ax.text(left + width / 2, 1.12, domain_name(target), ha="center", va="bottom", fontsize=7); left += width + .3
     depth = len(rows) * (1 + gap)
-    ax.set(xlim=(-1.75, left - .3), ylim=(-depth + 1, 1.6)); ax.set_aspect("equal"); ax.set_axis_off()
-    ax.text(-1.75, 1.5, "(a)", fontsize=8, weight="bold", va="top")
-    return left + 1.45, depth + .6
+    ax.set(xlim=(-1.25, left - .3), ylim=(-depth + 1, 1.5)); ax.set_aspect("equal"); ax.set_axis_off()
+    ax.text(-1.25, 1.45, "(a)", fontsize=8, weight="bold", va="top")
+    return left + .95, depth + .5
 
 def _segmentation(ax, segmentation, images):
     r, gap = 0, .06
@@ -415,11 +418,11 @@ def _segmentation(ax, segmentation, images):
                 for region, color in zip(kept["probabilities"][method][i] if method else (), (DISC, CUP)): outline(ax, region, c * (1 + gap), y, 1, color)
             if i == 0: ax.text(-.12, y + .5, domain_name(target), ha="right", va="center", fontsize=6.5)
     for c, name in enumerate(["reference", *SHORT.values()]): ax.text(c * (1 + gap) + .5, 1.08, name, ha="center", va="bottom", fontsize=6.5, linespacing=1.1)
-    ax.set(xlim=(-1.3, 8 * (1 + gap)), ylim=(-r * (1 + gap) + 1, 1.75)); ax.set_aspect("equal"); ax.set_axis_off()
-    ax.text(-1.3, 1.7, "(b)", fontsize=8, weight="bold", va="top")
-    return 8 * (1 + gap) + 1.3, r * (1 + gap) + .75
+    ax.set(xlim=(-.95, 8 * (1 + gap) - gap), ylim=(-r * (1 + gap) + 1, 1.6)); ax.set_aspect("equal"); ax.set_axis_off()
+    ax.text(-.95, 1.58, "(b)", fontsize=8, weight="bold", va="top")
+    return 8 * (1 + gap) - gap + .95, r * (1 + gap) + .6
 
-# %% ../nbs/12_report.ipynb #12aa0d1c
+# %% ../nbs/12_report.ipynb #97320458
 def figure3(
     generation: dict,    # target -> {row label: images (n, 3, S, S) uint8}, the same rows for each target
     segmentation: dict,  # target -> dict(images, masks, probabilities) of `read_predictions`
@@ -428,7 +431,7 @@ def figure3(
     few = len(generation) == 1
     with style():
         fig = Figure(figsize=(WIDTH, 9)); a, b = (fig.add_axes((0, 0, 1, 1), label=name) for name in "ab")
-        sizes = [_generation(a, generation, 8 if few else 9 // len(generation)), _segmentation(b, segmentation, 4 if few else 2)]
+        sizes = [_generation(a, generation, 10 if few else 9 // len(generation)), _segmentation(b, segmentation, 3 if few else 2)]
         heights = [WIDTH * h / w for w, h in sizes]; total = sum(heights) + .45
         fig.set_size_inches(WIDTH, total)
         a.set_position((0, (heights[1] + .4) / total, 1, heights[0] / total)); b.set_position((0, .25 / total, 1, heights[1] / total))
@@ -436,29 +439,28 @@ def figure3(
         fig.legend(handles, ["reference (white)", "predicted disc", "predicted cup"], loc="lower center", ncols=3, borderaxespad=.1)
     return fig
 
-# %% ../nbs/12_report.ipynb #5e4d8150
+# %% ../nbs/12_report.ipynb #f75bdee1
 def figure4(translation: pd.DataFrame) -> Figure:  # of `translation_table`
     "Anatomy kept against target distance along the adaptation steps, one panel for each target."
-    targets = list(dict.fromkeys(translation.target))
+    targets, last = list(dict.fromkeys(translation.target)), int(translation.step.max())
     with style():
-        fig = Figure(figsize=(min(WIDTH, 2.5 * len(targets) + .4), 2.3), layout="constrained"); axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+        fig = Figure(figsize=(min(WIDTH, 2.3 * len(targets) + .9), 2.3), layout="constrained"); axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
         for ax, target in zip(axes, targets):
-            for seed, path in translation[translation.target == target].groupby("seed"): _path(ax, path, label=seed == translation.seed.min())
-            ax.set_title(domain_name(target)); ax.set_xlabel("target distance (MMD² in f)")
-        axes[0].set_ylabel("anatomy kept (mean Dice)")
+            for seed, path in translation[translation.target == target].groupby("seed"): dots = _path(ax, path, last)
+            ax.set_title(domain_name(target)); ax.set_xlabel("target distance (MMD² in f)"); ax.margins(.18, .15)
+        axes[0].set_ylabel("anatomy kept (mean Dice)"); fig.colorbar(dots, ax=axes, label="adaptation step", aspect=30).outline.set_visible(False)
+        marks = [mpl.lines.Line2D([], [], linestyle="", marker=m, markersize=s, markerfacecolor="none", markeredgecolor=c, markeredgewidth=1.2) for m, s, c in (("o", 7, "#D55E00"), ("x", 5, INK))]
+        fig.legend(marks, ["chosen step", "untranslated source"], loc="outside upper center", ncols=2)
     return fig
 
-def _path(ax, path, label):
-    before, after = path[path.images == "untranslated"], path[path.images == "translated"]
+def _path(ax, path, last):
+    before, after = path[path.images == "untranslated"], path[path.images == "translated"]; best = after[after.chosen]
     ax.plot(after.target_distance, after.anatomy_kept, "-", color=SOFT, linewidth=.7, zorder=1)
-    ax.scatter(after.target_distance, after.anatomy_kept, c=after.step.astype(float), cmap="cividis_r", s=14, zorder=2)
-    ax.plot(before.target_distance, before.anatomy_kept, "x", color=INK, markersize=5)
-    best = after[after.chosen]; ax.plot(best.target_distance, best.anatomy_kept, "o", markersize=8, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.2)
-    if label:
-        for row in (best, before): ax.annotate(f"step {row.step.iloc[0]}" if row is best else "untranslated", (row.target_distance.iloc[0], row.anatomy_kept.iloc[0]), xytext=(0, -9), textcoords="offset points", ha="center", va="top", fontsize=6)
-    ax.margins(.15, .2)
+    ax.plot(before.target_distance, before.anatomy_kept, "x", color=INK, markersize=5, markeredgewidth=1.2)
+    ax.plot(best.target_distance, best.anatomy_kept, "o", markersize=8, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.2, zorder=3)
+    return ax.scatter(after.target_distance, after.anatomy_kept, c=after.step.astype(float), cmap="cividis_r", vmin=0, vmax=last, s=14, zorder=2)
 
-# %% ../nbs/12_report.ipynb #7c1616f9
+# %% ../nbs/12_report.ipynb #a3647369
 def enlarge(probabilities: np.ndarray, masks) -> list:  # (n, 2, S, S), n masks (h, w) -> n arrays (2, h, w)
     "Probabilities at the resolution of the stored masks, by the protocol of `metrics`."
     return [F.interpolate(torch.from_numpy(p)[None].float(), m.shape, mode="bilinear", align_corners=False)[0].numpy() for p, m in zip(probabilities, masks)]
@@ -479,7 +481,7 @@ def match_size(large: list, wanted: float, steps: int = 12) -> float:
         low, high = (middle, high) if predicted_vcdr(large, middle).mean() > wanted else (low, middle)
     return min((low, high, .5), key=lambda t: abs(predicted_vcdr(large, t).mean() - wanted))
 
-# %% ../nbs/12_report.ipynb #9d5fe939
+# %% ../nbs/12_report.ipynb #5c012907
 def vcdr_account(
     source_masks,           # n_S masks (h, w), labels 0/1/2
     target_masks,           # n_T masks of the target's test set
@@ -495,7 +497,7 @@ def vcdr_account(
                          cup_dice=cup_dice(large, target_masks), matched_threshold=threshold, cup_dice_matched=cup_dice(large, target_masks, threshold)))
     return pd.DataFrame(rows).round(4)
 
-# %% ../nbs/12_report.ipynb #b865b75d
+# %% ../nbs/12_report.ipynb #39b209f6
 def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  # rows of per_image.csv
     "`method` against each other method, by target and region: mean difference of Dice, 95 % bootstrap interval, p, n."
     data, out = per_image(rows), []
@@ -508,7 +510,7 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
                 out.append(dict(target=target, region=region, method=method, against=other, difference=test.difference, low=low, high=high, p=test.p, n=test.n))
     return pd.DataFrame(out).round(6)
 
-# %% ../nbs/12_report.ipynb #a9a97dfa
+# %% ../nbs/12_report.ipynb #58a7c812
 def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` of the report step
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
     brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint") if k in s}
@@ -519,7 +521,7 @@ def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` o
         commits=commits(run).split(", "), total_wall_s=round(sum(s["wall_s"] for s in run.steps) + report["wall_s"], 1),
         peak_memory_mb=max([s["peak_memory_mb"] for s in run.steps] + [report["peak_memory_mb"]]), steps=[brief(s) for s in run.steps])
 
-# %% ../nbs/12_report.ipynb #7c749646
+# %% ../nbs/12_report.ipynb #3f5cf2cc
 def write_table(table: pd.DataFrame, path: Path) -> Path:
     "A CSV, atomically: no index, shortest exact numbers, `\\n` at line ends."
     with atomic_path(path) as tmp: table.to_csv(tmp, index=False, lineterminator="\n")
