@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TRANSLATORS', 'draw_references', 'reinhard', 'fda', 'SmallUNet']
 
-# %% ../nbs/11_baselines.ipynb #776e944a
+# %% ../nbs/11_baselines.ipynb #1074f553
 import math, warnings
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from skimage.color import lab2rgb, rgb2lab
 from .config import InputError
 
-# %% ../nbs/11_baselines.ipynb #6e0d2234
+# %% ../nbs/11_baselines.ipynb #1cd1732b
 def draw_references(
     n: int,              # source images
     n_references: int,   # target images
@@ -29,7 +29,7 @@ def _checked(images, references):
         raise InputError(f"references: {tuple(references.shape[2:])} pixels, but images have {tuple(images.shape[2:])}; expected the same size.")
     return images, references
 
-# %% ../nbs/11_baselines.ipynb #cbebe3d7
+# %% ../nbs/11_baselines.ipynb #9c56e189
 def reinhard(
     images: torch.Tensor,      # (N, 3, S, S) uint8, source
     references: torch.Tensor,  # (M, 3, S, S) uint8, target
@@ -45,7 +45,7 @@ def reinhard(
         moved = lab2rgb((x - mean_x) * (std_y / np.maximum(std_x, 1e-6)) + mean_y)
     return torch.from_numpy((moved * 255).round().clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/11_baselines.ipynb #1549e275
+# %% ../nbs/11_baselines.ipynb #8f8a4ceb
 def fda(
     images: torch.Tensor,      # (N, 3, S, S) uint8, source
     references: torch.Tensor,  # (M, 3, S, S) uint8, target
@@ -62,10 +62,10 @@ def fda(
     amplitude = torch.where(low, y.abs()[draw_references(len(x), len(y), seed)], x.abs())
     return torch.fft.ifft2(torch.polar(amplitude, x.angle())).real.round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/11_baselines.ipynb #ea02e4be
+# %% ../nbs/11_baselines.ipynb #da3975a7
 TRANSLATORS = {"reinhard": reinhard, "fda": fda}
 
-# %% ../nbs/11_baselines.ipynb #7ace1a13
+# %% ../nbs/11_baselines.ipynb #5301b939
 def _double_conv(c_in, c_out):
     conv = lambda a: [nn.Conv2d(a, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*conv(c_in), *conv(c_out))

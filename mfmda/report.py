@@ -6,12 +6,13 @@
 __all__ = ['METHODS', 'SHORT', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT', 'DISC', 'CUP', 'TRUTH',
            'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'domain_name', 'read_result', 'read_rows', 'read_predictions',
            'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data', 'table1', 'gap_closed', 'number',
-           'table1_markdown', 'caption', 'commits', 'style', 'save_figure', 'per_image', 'figure1', 'box', 'arrow',
-           'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
-           'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'paired_table', 'run_record', 'write_table']
+           'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'per_image', 'figure1', 'box',
+           'arrow', 'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4',
+           'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'paired_table', 'run_record',
+           'write_table']
 
-# %% ../nbs/12_report.ipynb #1c893aac
-import contextlib, os
+# %% ../nbs/12_report.ipynb #899a7402
+import contextlib, io
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, seaborn as sns, torch, torch.nn.functional as F
@@ -21,7 +22,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectang
 from .config import InputError, Layout, Profile, atomic_path, read_json
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
-# %% ../nbs/12_report.ipynb #3d5a407e
+# %% ../nbs/12_report.ipynb #d66123ff
 METHODS = dict(unet_source="U-Net, source only", mfm_source="MFM, source only*", mfm_reinhard="Reinhard colour transfer*", mfm_fda="Fourier exchange (FDA)*",
                mfm_da_paper="MFM-DA, paper's translation*", mfm_da="MFM-DA*", oracle="Oracle, target labels*")
 SHORT = dict(unet_source="U-Net", mfm_source="MFM*", mfm_reinhard="Reinhard*", mfm_fda="FDA*", mfm_da_paper="MFM-DA*\n(paper's)", mfm_da="MFM-DA*", oracle="oracle*")
@@ -32,7 +33,7 @@ def domain_name(name: str) -> str:  # "phantom_b" -> "phantom b"
     "A domain's name as readers see it."
     return name.replace("_", " ")
 
-# %% ../nbs/12_report.ipynb #06ac1161
+# %% ../nbs/12_report.ipynb #966eb66f
 def _present(file, step):
     if not Path(file).is_file(): raise InputError(f"{file}: no such file; run step {step} first.")
 
@@ -56,7 +57,7 @@ def read_rows(file: Path, step: str, columns) -> pd.DataFrame:
     if not len(table) or table[list(columns)].isna().any().any(): raise _damaged(file, "it has no rows, or rows with missing values", step)
     return table
 
-# %% ../nbs/12_report.ipynb #52fa8ac2
+# %% ../nbs/12_report.ipynb #c4d32799
 def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,3,S,S) uint8, masks (n,S,S), ids [n], probabilities {method: (n,2,S,S)}
     "The pictures and probabilities that step 5 kept; `InputError` where the file is missing or damaged."
     _present(file, step)
@@ -69,7 +70,7 @@ def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,
     if len(n) > 1: raise _damaged(file, "its arrays differ in length", step)
     return out
 
-# %% ../nbs/12_report.ipynb #1e9fe9cf
+# %% ../nbs/12_report.ipynb #94871258
 @dataclass
 class Run:
     "What a report needs of a run, as read from its files."
@@ -93,7 +94,7 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     rows = rows.assign(_t=rows.target.map(order), _m=rows.method.map(place)).sort_values(["_t", "_m", "seed", "image"], kind="stable")
     return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
 
-# %% ../nbs/12_report.ipynb #33d3cb08
+# %% ../nbs/12_report.ipynb #5f96711f
 def read_run(profile: Profile, root: Path = Path(".")) -> Run:
     "Read the result files of all steps, targets and seeds; the first one that is missing, damaged or incomplete raises `InputError`."
     layout, rows, translation, recipes, steps = Layout(profile.name, root), [], [], [], []
@@ -124,7 +125,7 @@ def _read_target(layout, target, seed):
     _check_rows(rows, s/"per_image.csv", "5_segment", METHODS, target, seed, segmented["test_ids"])
     return (adapted, translation_table(scores, adapted, target, seed)), translated, (segmented, rows)
 
-# %% ../nbs/12_report.ipynb #ea6d4b40
+# %% ../nbs/12_report.ipynb #97aa8358
 def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: int) -> pd.DataFrame:
     "Anatomy kept and target distance by adaptation step; the untranslated images come first, without a step."
     columns = ["step", "disc_kept", "cup_kept", "anatomy_kept", "target_distance"]
@@ -132,7 +133,7 @@ def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: in
     table = table.assign(step=table.step.astype("Int64"), target=target, seed=seed, images=["untranslated"] + ["translated"] * len(scores))
     return table[["target", "seed", "images", *columns]].assign(chosen=(table.step == adapted["chosen"]["step"]).fillna(False).astype(bool)).round(6)
 
-# %% ../nbs/12_report.ipynb #f3ebbe2d
+# %% ../nbs/12_report.ipynb #aaf1f43c
 def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # shots: target -> ids
     "`InputError` where the data of now is not the data that the steps of `seed` recorded."
     for s in run.steps:
@@ -142,7 +143,7 @@ def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # sho
         if s["step"] == "2_adapt" and s["shots"] != shots[s["target"]]:
             raise InputError(f"step 2_adapt was adapted to other shots of {s['target']} than the profile draws now; run steps 2 to 5 again.")
 
-# %% ../nbs/12_report.ipynb #a9f1dd16
+# %% ../nbs/12_report.ipynb #81e1eebb
 SHOWN = ["disc_dice", "cup_dice", "disc_hd95", "cup_hd95", "vcdr_error"]
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
@@ -155,7 +156,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
     order = [f"{measure}_{kind}" for measure in SHOWN for kind in ("mean", "spread")]
     return counts.join(table[order]).reset_index().round(6)
 
-# %% ../nbs/12_report.ipynb #0b7f1472
+# %% ../nbs/12_report.ipynb #806efb32
 GAP = .02
 
 def gap_closed(
@@ -169,7 +170,7 @@ def gap_closed(
     share = lambda m: float(np.mean([(dice[t, m, r] - dice[t, "mfm_source", r]) / gap[t, r] for t, r in cells]))
     return {m: share(m) for m in METHODS if cells and all((t, m, "cup") in dice for t in targets)}, cells
 
-# %% ../nbs/12_report.ipynb #36468b75
+# %% ../nbs/12_report.ipynb #758d218d
 def number(x: float, places: int = 3) -> str:
     "`.912`, `1.000`, `12.3`: no zero before the point."
     text = f"{x:.{places}f}"
@@ -188,7 +189,7 @@ def _best(table):
     rivals = table[table.method != "oracle"]
     return {m: number(rivals[f"{m}_mean"].max() if "dice" in m else rivals[f"{m}_mean"].min(), p) for m, p in PLACES.items()}
 
-# %% ../nbs/12_report.ipynb #cb28409e
+# %% ../nbs/12_report.ipynb #82ba1a77
 def table1_markdown(
     table: pd.DataFrame,  # of `table1`
     targets,              # the profile's targets, in order
@@ -209,7 +210,7 @@ def table1_markdown(
         lines.append(cells + [f"{closed[method]:.0%}".replace("-", "−") if method in closed else "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
-# %% ../nbs/12_report.ipynb #91db67c5
+# %% ../nbs/12_report.ipynb #a41d7ffb
 def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
     "What a reader must know beside the numbers: profile, stand-ins, protocol, origin."
     p, one = run.profile, lambda step, get: ", ".join(sorted({str(get(s)) for s in run.steps if s["step"] == step}))
@@ -225,7 +226,7 @@ def commits(run: Run) -> str:
     "The commits that the steps ran at; more than one where a run was resumed after a change."
     return ", ".join(sorted({s["commit"] or "outside a checkout" for s in run.steps}))
 
-# %% ../nbs/12_report.ipynb #33233bb3
+# %% ../nbs/12_report.ipynb #619f74e2
 PALETTE = dict(unet_source="#999999", mfm_source="#E69F00", mfm_reinhard="#F0E442", mfm_fda="#009E73", mfm_da_paper="#CC79A7", mfm_da="#0072B2", oracle="#000000")
 INK, SOFT, DISC, CUP, TRUTH = "#222222", "#777777", "#56B4E9", "#000000", "#FFFFFF"
 WIDTH = 7.2   # inches: a page's two columns; 3.5 is one
@@ -237,6 +238,11 @@ def style():
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "axes.spines.top": False, "axes.spines.right": False, "image.composite_image": False,
         "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "svg.hashsalt": "mfmda", "svg.fonttype": "path", "contour.negative_linestyle": "solid"})
 
+class Drawing(Figure):
+    "A matplotlib figure that a notebook shows without pyplot."
+    def _repr_png_(self):
+        with style(), io.BytesIO() as file: self.savefig(file, format="png", dpi="figure"); return file.getvalue()
+
 def save_figure(fig: Figure, stem: Path):  # figures/mini/fig1 -> fig1.png, fig1.svg
     "Write a figure as PNG (200 dpi) and SVG, atomically, without a date."
     for suffix, blend, options in ((".png", "bicubic", dict(dpi=200)), (".svg", "none", dict(metadata=dict(Date=None)))):
@@ -244,7 +250,7 @@ def save_figure(fig: Figure, stem: Path):  # figures/mini/fig1 -> fig1.png, fig1
             for image in ax.images: image.set_interpolation(blend)
         with style(), atomic_path(Path(stem).with_suffix(suffix)) as tmp: fig.savefig(tmp, **options)
 
-# %% ../nbs/12_report.ipynb #6ec2f30a
+# %% ../nbs/12_report.ipynb #a2752f72
 def per_image(rows: pd.DataFrame) -> pd.DataFrame:
     "Scores averaged over seeds, one row for each target, method and image."
     return rows.groupby(["target", "method", "image"], sort=False)[COLUMNS].mean().reset_index()
@@ -254,7 +260,7 @@ def figure1(rows: pd.DataFrame, source: str, targets) -> Figure:  # rows of per_
     methods, domains = ["unet_source", "mfm_source"], [source, *targets]
     data = per_image(rows[rows.method.isin(methods)])
     with style():
-        fig = Figure(figsize=(WIDTH, 2.3), layout="constrained"); axes = fig.subplots(1, 2)
+        fig = Drawing(figsize=(WIDTH, 2.3), layout="constrained"); axes = fig.subplots(1, 2)
         for ax, region in zip(axes, ("disc", "cup")): _boxes(ax, data, f"{region}_dice", methods, domains, source)
         axes[0].set_ylabel("Dice on test images"); handles = [Rectangle((0, 0), 1, 1, facecolor=PALETTE[m], edgecolor=INK, linewidth=.6, alpha=.8) for m in methods]
         fig.legend(handles, [METHODS[m] for m in methods], loc="outside upper center", ncols=2)
@@ -273,7 +279,7 @@ def _boxes(ax, data, measure, methods, domains, source):
     ax.set(xticks=range(len(domains)), xticklabels=[domain_name(d) + ("\nsource" if d == source else "\ntarget") for d in domains], ylim=(low, 1.01), xlim=(-.5, len(domains) - .5))
     ax.set_title(f"optic {measure.split('_')[0]}", pad=12)
 
-# %% ../nbs/12_report.ipynb #02155d4a
+# %% ../nbs/12_report.ipynb #e842d4fa
 BLUE, GREEN, ORANGE, GREY = "#DCEAF5", "#DDF0E8", "#FBE9CC", "#EFEFEF"
 
 def box(ax, x, y, w, h, text, color=GREY, size=6.5, **kwargs):
@@ -293,7 +299,7 @@ def funnel(ax, x, y, w, left, right, text, color=BLUE):
     ax.add_patch(Polygon([(x, y - left / 2), (x, y + left / 2), (x + w, y + right / 2), (x + w, y - right / 2)], facecolor=color, edgecolor=INK, linewidth=.6))
     ax.text(x + w / 2, y, text, ha="center", va="center", fontsize=6.5, linespacing=1.3)
 
-# %% ../nbs/12_report.ipynb #6d77d861
+# %% ../nbs/12_report.ipynb #b483c334
 def thumb(ax, image: np.ndarray, x, y, side, label="", size=6.5, edge=None):  # (3,S,S) or (S,S,3) uint8; label below
     "A small picture with its lower left corner at (x, y)."
     image = np.asarray(image); image = image.transpose(1, 2, 0) if image.shape[0] == 3 else image
@@ -312,7 +318,7 @@ def outline(ax, region, x, y, side, color, **kwargs):  # region (S, S): probabil
     s = len(region); at = (np.arange(s) + .5) / s * side
     ax.contour(x + at, y + side - at, region, [.5], colors=[color], **{**dict(linewidths=.8, zorder=4), **kwargs})
 
-# %% ../nbs/12_report.ipynb #f5df391c
+# %% ../nbs/12_report.ipynb #9323ac98
 def _stage1(ax, p):
     ax.add_patch(FancyBboxPatch((.4, 23.4), 71.2, 21.2, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#0072B2", linewidth=1))
     ax.text(1.6, 43.4, "Stage 1 · a diffusion model learns to repaint source images in the style of the target", fontsize=7.5, weight="bold", va="center", color="#0072B2")
@@ -338,7 +344,7 @@ def _stage1_losses(ax):
     ax.text(64.4, 33.2, "objective (Eq. 8)\n\n$\\alpha(t)\\,(\\mathcal{L}_{DC} + \\mathcal{L}_{style})$\n$+\\,(20^{0.9}-\\alpha(t))\\,\\mathcal{L}_{DDPM}$\n\n$\\mathcal{L}_{DDPM}$ (Eq. 2)\non target images", ha="center", va="center", fontsize=6.3, linespacing=1.45)
     arrow(ax, (55.6, 28.5), (58.6, 28.5)); arrow(ax, (54.8, 37.8), (58.6, 37.8)); ax.text(56.8, 38.4, "$\\mathcal{L}_{style}$", ha="center", va="bottom", fontsize=6.5)
 
-# %% ../nbs/12_report.ipynb #c4e24ea1
+# %% ../nbs/12_report.ipynb #e6ca26e7
 def _stage2(ax, p):
     ax.add_patch(FancyBboxPatch((.4, .4), 71.2, 21.8, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#009E73", linewidth=1))
     ax.text(1.6, 20.9, "Stage 2 · the foundation model is tuned on both, against the source mask", fontsize=7.5, weight="bold", va="center", color="#009E73")
@@ -371,13 +377,13 @@ def _stage2_end(ax, p):
 def figure2(pictures: dict) -> Figure:  # source, translated, test (3,S,S) uint8; mask (S,S); prediction (2,S,S); shots [(3,S,S)]
     "The framework, with thumbnails of a run."
     with style():
-        fig = Figure(figsize=(WIDTH, 4.5)); ax = fig.add_axes((0, 0, 1, 1))
+        fig = Drawing(figsize=(WIDTH, 4.5)); ax = fig.add_axes((0, 0, 1, 1))
         for part in (_stage1, _stage2, _stage2_end): part(ax, pictures)
         _stage1_losses(ax)
         ax.set(xlim=(0, 72), ylim=(0, 45)); ax.set_aspect("equal"); ax.set_axis_off()
     return fig
 
-# %% ../nbs/12_report.ipynb #6e7fba61
+# %% ../nbs/12_report.ipynb #e014b0cc
 def overlapping_texts(fig: Figure) -> list:
     "Pairs of texts of a figure whose boxes overlap, and texts that leave the figure."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -389,7 +395,7 @@ def overlapping_texts(fig: Figure) -> list:
     crossing = lambda p, q: min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1
     return out + [(a, b) for i, (a, p) in enumerate(texts) for b, q in texts[:i] if crossing(p, q)]
 
-# %% ../nbs/12_report.ipynb #77042286
+# %% ../nbs/12_report.ipynb #f6219475
 def _tiles(ax, rows, labels, gap=.06, left=0.):
     "Rows of pictures [(n, 3, S, S)] from the top down, each one unit wide, with a label at the left."
     for r, (images, label) in enumerate(zip(rows, labels)):
@@ -422,7 +428,7 @@ def _segmentation(ax, segmentation, images):
     ax.text(-.95, 1.58, "(b)", fontsize=8, weight="bold", va="top")
     return 8 * (1 + gap) - gap + .95, r * (1 + gap) + .6
 
-# %% ../nbs/12_report.ipynb #97320458
+# %% ../nbs/12_report.ipynb #dbae8308
 def figure3(
     generation: dict,    # target -> {row label: images (n, 3, S, S) uint8}, the same rows for each target
     segmentation: dict,  # target -> dict(images, masks, probabilities) of `read_predictions`
@@ -430,7 +436,7 @@ def figure3(
     "Examples of translation (a) and of segmentation (b)."
     few = len(generation) == 1
     with style():
-        fig = Figure(figsize=(WIDTH, 9)); a, b = (fig.add_axes((0, 0, 1, 1), label=name) for name in "ab")
+        fig = Drawing(figsize=(WIDTH, 9)); a, b = (fig.add_axes((0, 0, 1, 1), label=name) for name in "ab")
         sizes = [_generation(a, generation, 10 if few else 9 // len(generation)), _segmentation(b, segmentation, 3 if few else 2)]
         heights = [WIDTH * h / w for w, h in sizes]; total = sum(heights) + .45
         fig.set_size_inches(WIDTH, total)
@@ -439,12 +445,12 @@ def figure3(
         fig.legend(handles, ["reference (white)", "predicted disc", "predicted cup"], loc="lower center", ncols=3, borderaxespad=.1)
     return fig
 
-# %% ../nbs/12_report.ipynb #f75bdee1
+# %% ../nbs/12_report.ipynb #b2d8efa3
 def figure4(translation: pd.DataFrame) -> Figure:  # of `translation_table`
     "Anatomy kept against target distance along the adaptation steps, one panel for each target."
     targets, last = list(dict.fromkeys(translation.target)), int(translation.step.max())
     with style():
-        fig = Figure(figsize=(min(WIDTH, 2.3 * len(targets) + .9), 2.3), layout="constrained"); axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
+        fig = Drawing(figsize=(min(WIDTH, 2.3 * len(targets) + .9), 2.3), layout="constrained"); axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
         for ax, target in zip(axes, targets):
             for seed, path in translation[translation.target == target].groupby("seed"): dots = _path(ax, path, last)
             ax.set_title(domain_name(target)); ax.set_xlabel("target distance (MMD² in f)"); ax.margins(.18, .15)
@@ -460,7 +466,7 @@ def _path(ax, path, last):
     ax.plot(best.target_distance, best.anatomy_kept, "o", markersize=8, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.2, zorder=3)
     return ax.scatter(after.target_distance, after.anatomy_kept, c=after.step.astype(float), cmap="cividis_r", vmin=0, vmax=last, s=14, zorder=2)
 
-# %% ../nbs/12_report.ipynb #a3647369
+# %% ../nbs/12_report.ipynb #695e6bac
 def enlarge(probabilities: np.ndarray, masks) -> list:  # (n, 2, S, S), n masks (h, w) -> n arrays (2, h, w)
     "Probabilities at the resolution of the stored masks, by the protocol of `metrics`."
     return [F.interpolate(torch.from_numpy(p)[None].float(), m.shape, mode="bilinear", align_corners=False)[0].numpy() for p, m in zip(probabilities, masks)]
@@ -481,7 +487,7 @@ def match_size(large: list, wanted: float, steps: int = 12) -> float:
         low, high = (middle, high) if predicted_vcdr(large, middle).mean() > wanted else (low, middle)
     return min((low, high, .5), key=lambda t: abs(predicted_vcdr(large, t).mean() - wanted))
 
-# %% ../nbs/12_report.ipynb #5c012907
+# %% ../nbs/12_report.ipynb #a0cb83e1
 def vcdr_account(
     source_masks,           # n_S masks (h, w), labels 0/1/2
     target_masks,           # n_T masks of the target's test set
@@ -497,7 +503,7 @@ def vcdr_account(
                          cup_dice=cup_dice(large, target_masks), matched_threshold=threshold, cup_dice_matched=cup_dice(large, target_masks, threshold)))
     return pd.DataFrame(rows).round(4)
 
-# %% ../nbs/12_report.ipynb #39b209f6
+# %% ../nbs/12_report.ipynb #38258fd6
 def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  # rows of per_image.csv
     "`method` against each other method, by target and region: mean difference of Dice, 95 % bootstrap interval, p, n."
     data, out = per_image(rows), []
@@ -510,7 +516,7 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
                 out.append(dict(target=target, region=region, method=method, against=other, difference=test.difference, low=low, high=high, p=test.p, n=test.n))
     return pd.DataFrame(out).round(6)
 
-# %% ../nbs/12_report.ipynb #58a7c812
+# %% ../nbs/12_report.ipynb #da773c85
 def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` of the report step
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
     brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint") if k in s}
@@ -521,7 +527,7 @@ def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` o
         commits=commits(run).split(", "), total_wall_s=round(sum(s["wall_s"] for s in run.steps) + report["wall_s"], 1),
         peak_memory_mb=max([s["peak_memory_mb"] for s in run.steps] + [report["peak_memory_mb"]]), steps=[brief(s) for s in run.steps])
 
-# %% ../nbs/12_report.ipynb #3f5cf2cc
+# %% ../nbs/12_report.ipynb #05ed3781
 def write_table(table: pd.DataFrame, path: Path) -> Path:
     "A CSV, atomically: no index, shortest exact numbers, `\\n` at line ends."
     with atomic_path(path) as tmp: table.to_csv(tmp, index=False, lineterminator="\n")

@@ -1,0 +1,98 @@
+"""Result files: whole, consistent with each other, and each number in the table is the mean of its per-image rows."""
+import csv
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from mfmda.config import load_profile
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+PROFILES = sorted(folder.name for folder in FIGURES.iterdir() if (folder / "run.json").exists()) if FIGURES.exists() else []
+METHODS = {"unet_source", "mfm_source", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle"}
+COLUMNS = ("source,target,method,seed,image,disc_dice,cup_dice,disc_iou,cup_iou,disc_hd95,cup_hd95,disc_assd,cup_assd,vcdr_error").split(",")
+
+if not PROFILES:
+    pytest.skip("no results under figures/: run `make reproduce` or the smoke stage of `make test` first", allow_module_level=True)
+
+
+def rows_of(profile, name="per_image"):
+    with open(FIGURES / profile / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_per_image_rows_are_complete(profile):
+    rows, settings = rows_of(profile), load_profile(profile)
+    assert list(rows[0]) == COLUMNS
+    keys = [(r["source"], r["target"], r["method"], r["seed"], r["image"]) for r in rows]
+    assert len(keys) == len(set(keys))
+    for target in settings.targets:
+        for seed in settings.seeds:
+            images = {m: {r["image"] for r in rows if (r["target"], r["method"], r["seed"]) == (target, m, str(seed))} for m in METHODS}
+            assert images["oracle"] and all(found == images["oracle"] for found in images.values()), f"{target}, seed {seed}: methods were scored on different images"
+    for row in rows:
+        assert all(0 <= float(row[c]) <= 1 for c in COLUMNS if c.endswith(("dice", "iou")))
+        assert all(float(row[c]) >= 0 for c in COLUMNS if c.endswith(("hd95", "assd")))
+        dice, iou = float(row["disc_dice"]), float(row["disc_iou"])
+        assert math.isclose(dice, 2 * iou / (1 + iou), abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_table_cells_are_means_of_their_rows(profile):
+    groups = defaultdict(lambda: defaultdict(list))
+    for r in rows_of(profile):
+        groups[r["source"], r["target"], r["method"]][r["seed"]].append(r)
+    table = rows_of(profile, "table1")
+    assert {(r["source"], r["target"], r["method"]) for r in table} == set(groups)
+    text = (FIGURES / profile / "table1.md").read_text()
+    for cell in table:
+        seeds = groups[cell["source"], cell["target"], cell["method"]]
+        for measure in ("disc_dice", "cup_dice", "disc_hd95", "cup_hd95"):
+            means = [math.fsum(float(r[measure]) for r in rows) / len(rows) for rows in seeds.values()]
+            mean = math.fsum(means) / len(means)
+            assert math.isclose(float(cell[f"{measure}_mean"]), mean, abs_tol=2e-6)
+            if cell["target"] in load_profile(profile).targets and measure == "disc_dice":
+                assert f"{mean:.3f}".lstrip("0") in text, f"{cell['method']} on {cell['target']}: {mean:.3f} is not in table1.md"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_run_says_where_it_comes_from(profile):
+    run = json.loads((FIGURES / profile / "run.json").read_text())
+    text = json.dumps(run)
+    for word in ("commit", "versions", "data_fingerprint", "wall_s", "peak_memory_mb", "shots", "torch", "seed"):
+        assert f'"{word}' in text, f"run.json lacks {word}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_pictures_can_be_opened(profile):
+    for name in ("fig1", "fig2", "fig3"):
+        with Image.open(FIGURES / profile / f"{name}.png") as picture:
+            assert min(picture.size) > 200 and len(set(picture.convert("L").resize((32, 32)).tobytes())) > 8   # not an empty canvas
+        assert ElementTree.parse(FIGURES / profile / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_translation_scores_by_step(profile):
+    rows = rows_of(profile, "translation")
+    assert {r["target"] for r in rows} == set(load_profile(profile).targets)
+    for column in ("step", "disc_kept", "cup_kept", "target_distance"):
+        assert all(math.isfinite(float(r[column])) for r in rows)
+
+
+def test_no_shot_is_scored():
+    from mfmda.pipeline import load_target
+    from mfmda.config import data_root
+    for profile in PROFILES:
+        if profile.startswith("real") and data_root() is None:
+            continue
+        settings = load_profile(profile)
+        for target in settings.targets:
+            for seed in settings.seeds:
+                shots = set(load_target(settings, target, seed).shots.ids)
+                scored = {r["image"] for r in rows_of(profile) if r["target"] == target and r["seed"] == str(seed)}
+                assert len(shots) == settings.few_shot and not shots & scored
