@@ -8,20 +8,20 @@ __all__ = ['PACKAGES', 'RECIPES', 'BASE', 'PROFILES', 'InputError', 'TrainingErr
            'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
            'load_profile', 'Layout']
 
-# %% ../nbs/00_config.ipynb #c67305a9
+# %% ../nbs/00_config.ipynb #2674d278
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/00_config.ipynb #a58f029f
+# %% ../nbs/00_config.ipynb #904d7805
 class InputError(ValueError):
     "Input that a user can mend: the message names the parameter or file, what was found, what was expected, and the remedy."
 
 class TrainingError(RuntimeError):
     "A training run that must stop (a loss that is not finite); the last good checkpoint is kept."
 
-# %% ../nbs/00_config.ipynb #6d7463f1
+# %% ../nbs/00_config.ipynb #9a170346
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _torchvision_library = []   # a torch.library handle deregisters its schemas when it is collected
 
@@ -38,7 +38,7 @@ def mend_torchvision():
         for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[name]
         import torchvision
 
-# %% ../nbs/00_config.ipynb #4edb18e6
+# %% ../nbs/00_config.ipynb #2687ba81
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # the file (or folder) that shall appear
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it raises."
@@ -56,7 +56,7 @@ def _remove_tree(folder):
     import shutil
     shutil.rmtree(folder)
 
-# %% ../nbs/00_config.ipynb #6acf3a2c
+# %% ../nbs/00_config.ipynb #7183ad87
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as indented JSON, atomically; dataclasses and NumPy scalars are converted."
     def plain(o):
@@ -75,7 +75,7 @@ def read_json(path: str | Path):
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path}: not valid JSON ({e}); delete it and run the step that writes it again.") from None
 
-# %% ../nbs/00_config.ipynb #326206a9
+# %% ../nbs/00_config.ipynb #d08cff4b
 def _beside_project(name):
     "A folder `shared/<name>` beside the checkout that this package, or the working folder, belongs to."
     for start in (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(), Path.cwd()):
@@ -96,7 +96,7 @@ def reference_root() -> Path | None:
     named = os.environ.get("MFMDA_REFERENCE")
     return Path(named) if named else _beside_project("reference")
 
-# %% ../nbs/00_config.ipynb #03a271f2
+# %% ../nbs/00_config.ipynb #e2c79868
 def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
     "A torch device; `auto` takes CUDA, then Apple's MPS, then the CPU."
     import torch
@@ -115,7 +115,7 @@ def seed_everything(seed: int):
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #a73711ce
+# %% ../nbs/00_config.ipynb #3a0e71e3
 def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Paths of files, lists of these
     "First 16 hex digits of the SHA-256 over `things` (arrays with dtype and shape)."
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Pat
     for thing in things: add(thing)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_config.ipynb #509d43f4
+# %% ../nbs/00_config.ipynb #eeae809f
 PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
 
 def versions() -> dict:
@@ -155,7 +155,7 @@ def peak_memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
-# %% ../nbs/00_config.ipynb #679cca93
+# %% ../nbs/00_config.ipynb #6cae7fa7
 class Stopwatch:
     "Wall time of a step and its parts: `with watch('train'): ...`."
     def __init__(self): self.start, self.parts = time.perf_counter(), {}
@@ -172,7 +172,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
                 machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count()),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
-# %% ../nbs/00_config.ipynb #dee253d4
+# %% ../nbs/00_config.ipynb #2e05461e
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, colour_map=None, keep=0.),
     "default": dict(method="noise", start=600, ddim_steps=25, eta=0., guidance=0, guidance_until=0, condition=True,
@@ -182,13 +182,13 @@ BASE = dict(
     size=48, seeds=[0], few_shot=10, validation=.15, precision="fp32", device="auto",
     ddpm=dict(channels=[32, 64, 128], steps=1500, batch=16, lr=4e-4, ema=.995, loss="l1"),
     adapt=dict(warmup_steps=100, warmup_lr=1e-4, steps=120, batch=4, lr=1e-4, score_every=40, score_images=24, anatomy_tolerance=.05,
-               encoder="efficientnet_lite0", encoder_size=96, stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
+               encoder="efficientnet_lite0", encoder_size=96, style="vgg16_stlpips", stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
     recipes=RECIPES,
     foundation=dict(candidates=["efficientnet_lite0"], image_size=None, lora=dict(rank=8, alpha=16), trainable="lora", mae=dict(steps=600, batch=64, images=4000)),
     segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.),
 )
 
-# %% ../nbs/00_config.ipynb #574c5a8d
+# %% ../nbs/00_config.ipynb #3da7d0f7
 def _phantoms(camera, seed, start, count): return f"phantom:{camera}?seed={seed}&start={start}&count={count}"
 
 def _phantom_sets(train, pool, test, targets="bcd"):
@@ -210,7 +210,7 @@ PROFILES = {
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 
-# %% ../nbs/00_config.ipynb #26076183
+# %% ../nbs/00_config.ipynb #8023a9f1
 def merge(base: dict, over: dict, path: str = "") -> dict:
     "Overlay `over` on `base`, key by key; a key that `base` lacks raises `InputError`."
     out = dict(base)
@@ -233,7 +233,7 @@ class Profile:
         if name not in self.targets: raise InputError(f"target={name!r}: profile {self.name!r} has {', '.join(self.targets)}.")
         return self.targets[name]
 
-# %% ../nbs/00_config.ipynb #712733d6
+# %% ../nbs/00_config.ipynb #52beb1cc
 def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a JSON file `{"base": "mini", ...overrides}` (named after the file)."""
     if str(name).endswith(".json"):
@@ -246,7 +246,7 @@ def load_profile(name: str | Path) -> Profile:
     else: raise InputError(f"profile={name!r} is unknown; expected one of {', '.join(PROFILES)}, or a path to a .json file.")
     return Profile(**values | dict(name=name))
 
-# %% ../nbs/00_config.ipynb #14b5cf52
+# %% ../nbs/00_config.ipynb #2520f819
 @dataclass(frozen=True)
 class Layout:
     "Folders of a run: `runs/<profile>/seed<k>/<step>/[<target>/]` and `figures/<profile>/`."
