@@ -6,7 +6,7 @@
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
            'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'train_segmenter']
 
-# %% ../nbs/09_segment.ipynb #bfba4a3d
+# %% ../nbs/09_segment.ipynb #ccb3df02
 import dataclasses, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ mend_torchvision()
 import peft
 from safetensors.torch import save_file
 
-# %% ../nbs/09_segment.ipynb #6bcf5a30
+# %% ../nbs/09_segment.ipynb #57e1e53b
 PRIOR = (.15, .05)  # usual shares of disc and cup in a disc-centred crop
 
 class Decoder(nn.Module):
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
             x = fuse(torch.cat([x, finer], 1))
         return F.interpolate(self.logits(x), size=size, mode="bilinear", align_corners=False)
 
-# %% ../nbs/09_segment.ipynb #6ac9c4b7
+# %% ../nbs/09_segment.ipynb #5c9a2dab
 class SegmentationModel(nn.Module):
     "A foundation and its decoder: images (B,3,H,W) in [0,1] → logits (B,2,H,W) for disc and cup."
     def __init__(self, foundation: Foundation, decoder: Decoder | None = None, seed: int = 0):
@@ -75,7 +75,7 @@ class SegmentationModel(nn.Module):
 
     def forward(self, images): return self.pyramid_and_logits(images)[1]
 
-# %% ../nbs/09_segment.ipynb #20491dcc
+# %% ../nbs/09_segment.ipynb #1c386ef6
 def segmentation_loss(
     logits: torch.Tensor,  # (B, 2, H, W): disc, cup
     mask: torch.Tensor,    # (B, H, W): 0 background, 1 rim, 2 cup
@@ -91,7 +91,7 @@ def total_loss(
     "L_total of Eq. 12."
     return parts["source"] + parts.get("translated", 0.) + align_weight * parts.get("align", 0.)
 
-# %% ../nbs/09_segment.ipynb #de751fd9
+# %% ../nbs/09_segment.ipynb #80504e6c
 def stage2_losses(
     network: nn.Module,               # SegmentationModel, or any network images → logits (then there is no alignment)
     x_source: torch.Tensor,           # (B, 3, H, W) in [0,1]
@@ -111,7 +111,7 @@ def stage2_losses(
     if maps is not None: parts["align"] = alignment_loss([m[:n][kept].float() for m in maps], [m[n:].float() for m in maps])
     return parts
 
-# %% ../nbs/09_segment.ipynb #cc28f1fe
+# %% ../nbs/09_segment.ipynb #7a0c365c
 def vertical_ratio(
     probabilities: torch.Tensor,  # (B, 2, H, W): disc, cup
     threshold: float = .5,
@@ -137,7 +137,7 @@ class Prediction:
         disc = self.disc > threshold
         return disc.byte() + (disc & (self.cup > threshold)).byte()
 
-# %% ../nbs/09_segment.ipynb #f797adb7
+# %% ../nbs/09_segment.ipynb #17f5009c
 class Segmenter:
     "A trained network that is ready to use. `predict` for a person, calling it for a program."
     def __init__(self, network: nn.Module, settings=None, history=None, facts: dict | None = None):
@@ -180,7 +180,7 @@ class Segmenter:
         settings = SegmentSettings(**config["settings"]) if config["settings"] else None
         return cls(network, settings, config["history"], config["facts"])
 
-# %% ../nbs/09_segment.ipynb #955350c5
+# %% ../nbs/09_segment.ipynb #b039051c
 def _tensors(module): return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
 
 def _fill(module, path, tensors=None):
@@ -232,7 +232,7 @@ def _load_adapter(backbone, folder):
         raise InputError(f"{folder}: its {len(tensors)} tensors are not the {len(own)} of this adapter, or differ in shape; the folder mixes files of different runs.")
     peft.set_peft_model_state_dict(backbone, tensors)
 
-# %% ../nbs/09_segment.ipynb #150f56d1
+# %% ../nbs/09_segment.ipynb #93a13154
 @dataclass(frozen=True)
 class SegmentSettings:
     "How stage 2 trains. `released()` gives the released code's values."
@@ -255,14 +255,14 @@ class SegmentSettings:
         "SGD 1e-3 with momentum .99, batch 8, three steps a batch."
         return cls(**dict(steps=steps, batch=8, lr=1e-3, foundation_lr=1e-3, optimiser="sgd", optimisation="three_steps", weight_decay=0.) | over)
 
-# %% ../nbs/09_segment.ipynb #c49898ea
+# %% ../nbs/09_segment.ipynb #3a18401c
 def _optimiser(network, s, steps):
     "Optimiser and schedule over what trains."
     inside = {id(p) for p in network.foundation.parameters()} if isinstance(network, SegmentationModel) else set()
     groups = [dict(params=[p for p in network.parameters() if p.requires_grad and (id(p) in inside) == f], lr=lr) for f, lr in ((False, s.lr), (True, s.foundation_lr))]
     groups = [g for g in groups if g["params"]]
     if s.optimiser == "sgd": return torch.optim.SGD(groups, momentum=.99, nesterov=True, weight_decay=s.weight_decay), polynomial(steps)
-    return torch.optim.AdamW(groups, weight_decay=s.weight_decay), warmup_cosine(steps)
+    return torch.optim.AdamW(groups, weight_decay=s.weight_decay), warmup_cosine(steps, min(20, max(steps // 10, 1)))
 
 class _Trained(nn.Module):
     "What a checkpoint has to hold: everything but frozen weights (for RETFound, 1.2 GB that never change)."
@@ -280,7 +280,7 @@ def choose_term(
     turn = [parts[k] for k in ("align", "source", "translated") if k in parts and parts[k].requires_grad]
     return turn[i % 3 % len(turn)]
 
-# %% ../nbs/09_segment.ipynb #d4ff6ec2
+# %% ../nbs/09_segment.ipynb #5b6aa58a
 def train_segmenter(
     source: FundusSet,                 # images with masks
     translated: torch.Tensor | None,   # (N, 3, S, S) uint8: translation of each source image; None: source only
