@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw', 'save_checkpoint', 'load_checkpoint', 'MovingAverage', 'fit', 'warmup_cosine', 'polynomial']
 
-# %% ../nbs/00_training.ipynb #1d5627a1
+# %% ../nbs/00_training.ipynb #13377a54
 import math, os, sys, time
 from pathlib import Path
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 from .config import InputError, TrainingError, atomic_path, fingerprint
 
-# %% ../nbs/00_training.ipynb #f056f01d
+# %% ../nbs/00_training.ipynb #b747352d
 def draw(
     n: int,      # images in the set
     batch: int,  # images per step
@@ -27,7 +27,7 @@ def draw(
     epochs = range(first // n, (first + batch - 1) // n + 1)
     return torch.cat([permutation(e) for e in epochs])[first - epochs[0]*n:][:batch]
 
-# %% ../nbs/00_training.ipynb #72fac3be
+# %% ../nbs/00_training.ipynb #a7e16f81
 def save_checkpoint(path: Path, modules: dict, optimizer, step: int, key: str, history: list):
     "Write the state of a run atomically."
     state = dict(step=step, key=key, history=history, optimizer=optimizer.state_dict(), modules={k: m.state_dict() for k, m in modules.items()})
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path, modules: dict, optimizer, key: str):
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["history"]
 
-# %% ../nbs/00_training.ipynb #4982b421
+# %% ../nbs/00_training.ipynb #49939cc0
 class MovingAverage(nn.Module):
     "An exponential moving average of `module`'s floating-point weights, as a module of the same class (Eq. of Polyak averaging)."
     def __init__(self, module: nn.Module, decay: float = .995):
@@ -59,7 +59,7 @@ class MovingAverage(nn.Module):
             if mean.dtype.is_floating_point: mean.lerp_(now.to(mean), 1 - d)
             else: mean.copy_(now)
 
-# %% ../nbs/00_training.ipynb #4d30623c
+# %% ../nbs/00_training.ipynb #d0beb7ee
 def fit(
     step,                       # i -> dict(loss=scalar tensor, other=float, ...); called once per micro-step
     steps: int,                 # optimiser updates
@@ -111,7 +111,7 @@ def _accumulate(step, i, accumulate, seed, label, checkpoint):
         logged |= {k: float(v.detach() if torch.is_tensor(v) else v) for k, v in losses.items()}
     return logged
 
-# %% ../nbs/00_training.ipynb #189231ff
+# %% ../nbs/00_training.ipynb #4a2a6b94
 def warmup_cosine(steps: int, warmup: int = 20):
     "Linear warm-up, then half a cosine to zero."
     return lambda i: min(1., (i + 1) / max(warmup, 1)) * .5 * (1 + math.cos(math.pi * min(i / max(steps, 1), 1.)))
