@@ -8,20 +8,20 @@ __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'InputError', 'Tra
            'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
            'load_profile', 'Layout']
 
-# %% ../nbs/00_config.ipynb #89cabcbf
+# %% ../nbs/00_config.ipynb #5c85be39
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/00_config.ipynb #4269c1b6
+# %% ../nbs/00_config.ipynb #4e03d71c
 class InputError(ValueError):
     "Input that a user can mend: the message names the parameter or file, what was found, what was expected, and the remedy."
 
 class TrainingError(RuntimeError):
     "A training run that must stop (a loss that is not finite); the last good checkpoint is kept."
 
-# %% ../nbs/00_config.ipynb #c741a42b
+# %% ../nbs/00_config.ipynb #3283d431
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _torchvision_library = []   # a torch.library handle deregisters its schemas when it is collected
 
@@ -38,7 +38,7 @@ def mend_torchvision():
         for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[name]
         import torchvision
 
-# %% ../nbs/00_config.ipynb #46decd69
+# %% ../nbs/00_config.ipynb #a36315ca
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # the file (or folder) that shall appear
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it raises."
@@ -56,7 +56,7 @@ def _remove_tree(folder):
     import shutil
     shutil.rmtree(folder)
 
-# %% ../nbs/00_config.ipynb #db55734b
+# %% ../nbs/00_config.ipynb #52ba181a
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as indented JSON, atomically; dataclasses and NumPy scalars are converted."
     def plain(o):
@@ -75,7 +75,7 @@ def read_json(path: str | Path):
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path}: not valid JSON ({e}); delete it and run the step that writes it again.") from None
 
-# %% ../nbs/00_config.ipynb #af74a736
+# %% ../nbs/00_config.ipynb #8f6d67f3
 def _beside_project(name):
     "A folder `shared/<name>` beside the checkout that this package, or the working folder, belongs to."
     for start in (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(), Path.cwd()):
@@ -96,7 +96,7 @@ def reference_root() -> Path | None:
     named = os.environ.get("MFMDA_REFERENCE")
     return Path(named) if named else _beside_project("reference")
 
-# %% ../nbs/00_config.ipynb #06d92779
+# %% ../nbs/00_config.ipynb #fbb20f8e
 def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
     "A torch device; `auto` takes CUDA, then Apple's MPS, then the CPU."
     import torch
@@ -115,7 +115,7 @@ def seed_everything(seed: int):
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #dc7850fc
+# %% ../nbs/00_config.ipynb #e0f83693
 def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Paths of files, lists of these
     "First 16 hex digits of the SHA-256 over `things` (arrays with dtype and shape)."
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Pat
     for thing in things: add(thing)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_config.ipynb #9ef23b01
+# %% ../nbs/00_config.ipynb #f4f371de
 PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
 
 def versions() -> dict:
@@ -142,7 +142,9 @@ def versions() -> dict:
 
 def git_commit() -> str | None:
     "The checkout's commit, with `+changes` where files differ from it; None outside a checkout."
-    def git(*words): return subprocess.run(["git", *words], capture_output=True, text=True)
+    here = Path(__file__).resolve().parents[1] if "__file__" in globals() else Path.cwd()
+    if not any((folder/"settings.ini").exists() for folder in (here, *here.parents[:2])): return None   # installed: the commit is the version's
+    def git(*words): return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
     try: head = git("rev-parse", "--short=12", "HEAD")
     except OSError: return None
     if head.returncode: return None
@@ -155,7 +157,7 @@ def peak_memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
-# %% ../nbs/00_config.ipynb #04b40d78
+# %% ../nbs/00_config.ipynb #eddb9693
 class Stopwatch:
     "Wall time of a step and its parts: `with watch('train'): ...`."
     def __init__(self): self.start, self.parts = time.perf_counter(), {}
@@ -172,7 +174,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
                 machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count()),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
-# %% ../nbs/00_config.ipynb #0d0a568c
+# %% ../nbs/00_config.ipynb #3c800210
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, colour_map=None, keep=0.),
     "default": dict(method="noise", start=600, ddim_steps=25, eta=0., guidance=0, guidance_until=0, condition=True,
@@ -189,7 +191,7 @@ BASE = dict(
     segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.),
 )
 
-# %% ../nbs/00_config.ipynb #65194849
+# %% ../nbs/00_config.ipynb #8fc344ec
 def _phantoms(camera, seed, start, count): return f"phantom:{camera}?seed={seed}&start={start}&count={count}"
 
 def _phantom_sets(train, pool, test, targets="bcd"):
@@ -211,7 +213,7 @@ PROFILES = {
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 
-# %% ../nbs/00_config.ipynb #77ae81fa
+# %% ../nbs/00_config.ipynb #38f0d123
 def merge(base: dict, over: dict, path: str = "") -> dict:
     "Overlay `over` on `base`, key by key; a key that `base` lacks raises `InputError`."
     out = dict(base)
@@ -234,7 +236,7 @@ class Profile:
         if name not in self.targets: raise InputError(f"target={name!r}: profile {self.name!r} has {', '.join(self.targets)}.")
         return self.targets[name]
 
-# %% ../nbs/00_config.ipynb #f8d273b3
+# %% ../nbs/00_config.ipynb #5944cdd8
 def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a JSON file `{"base": "mini", ...overrides}` (named after the file)."""
     if str(name).endswith(".json"):
@@ -247,7 +249,7 @@ def load_profile(name: str | Path) -> Profile:
     else: raise InputError(f"profile={name!r} is unknown; expected one of {', '.join(PROFILES)}, or a path to a .json file.")
     return Profile(**values | dict(name=name))
 
-# %% ../nbs/00_config.ipynb #13c0906b
+# %% ../nbs/00_config.ipynb #6d279c98
 @dataclass(frozen=True)
 class Layout:
     "Folders of a run: `runs/<profile>/seed<k>/<step>/[<target>/]` and `figures/<profile>/`."

@@ -7,7 +7,7 @@ __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimat
            'build_unet', 'encode', 'decode', 'ddpm_loss', 'flip', 'train_ddpm', 'save_ddpm', 'load_ddpm',
            'alpha_bar_at', 'ddim_step', 'ddim_times', 'sample']
 
-# %% ../nbs/03_ddpm.ipynb #98faf649
+# %% ../nbs/03_ddpm.ipynb #fe4aa025
 import math
 from pathlib import Path
 import numpy as np, torch
@@ -19,7 +19,7 @@ from .training import MovingAverage, draw, fit, warmup_cosine
 mend_torchvision()
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-# %% ../nbs/03_ddpm.ipynb #574b6e64
+# %% ../nbs/03_ddpm.ipynb #85728542
 def cosine_betas(T: int = 1000) -> torch.Tensor:  # (T,) float64
     "Variances of the cosine schedule, capped at .999."
     h = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + .008) / 1.008 * math.pi / 2) ** 2
@@ -29,7 +29,7 @@ def cosine_alpha_bar(T: int = 1000) -> torch.Tensor:  # (T,) float64 in (0, 1), 
     "Share of the signal's power left after step t = 0…T−1: the cumulative product of 1 − β."
     return torch.cumprod(1 - cosine_betas(T), 0)
 
-# %% ../nbs/03_ddpm.ipynb #18649cd8
+# %% ../nbs/03_ddpm.ipynb #4ab5c8fa
 ALPHA_BAR = cosine_alpha_bar().float()
 
 def _at(t, like): return ALPHA_BAR.to(like.device)[t].view(-1, *[1] * (like.ndim - 1))
@@ -43,7 +43,7 @@ def estimate_x0(x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, clip: boo
     x0 = (x_t - (1 - _at(t, x_t)).sqrt() * eps) / _at(t, x_t).sqrt()
     return x0.clamp(-1, 1) if clip else x0
 
-# %% ../nbs/03_ddpm.ipynb #38a18b73
+# %% ../nbs/03_ddpm.ipynb #913580de
 def to_model(images): return images * 2 - 1                  # [0, 1] -> [-1, 1]
 def to_image(x): return ((x + 1) / 2).clamp(0, 1)            # [-1, 1] -> [0, 1]
 
@@ -58,7 +58,7 @@ def grid(images: torch.Tensor, columns: int = 8, title: str = "", width: float =
     axis.imshow(tiled.clamp(0, 1).numpy()); axis.set_axis_off(); axis.set_title(title, fontsize=8)
     return axis
 
-# %% ../nbs/03_ddpm.ipynb #d84aa38b
+# %% ../nbs/03_ddpm.ipynb #b1757681
 def build_unet(size: int, channels=(32, 64, 128), layers: int = 1) -> UNet2DModel:
     "diffusers' U-Net for square RGB images of `size` pixels (a multiple of 2^(levels−1))."
     if size % 2 ** (len(channels) - 1):
@@ -83,7 +83,7 @@ def decode(unet, h, skips, emb):  # -> eps (B, 3, H, W)
         h = block(hidden_states=h, res_hidden_states_tuple=new, temb=emb)
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(h)))
 
-# %% ../nbs/03_ddpm.ipynb #c21e2549
+# %% ../nbs/03_ddpm.ipynb #0e74d7eb
 def ddpm_loss(eps_hat: torch.Tensor, eps: torch.Tensor, kind: str = "l1") -> torch.Tensor:  # (B,)
     "Eq. 2, one value per image."
     if kind not in ("l1", "l2"): raise InputError(f"loss={kind!r}: expected 'l1' or 'l2'.")
@@ -94,7 +94,7 @@ def flip(images: torch.Tensor) -> torch.Tensor:
     turn = torch.rand(len(images), 1, 1, 1) < .5
     return torch.where(turn.to(images.device), images.flip(3), images)
 
-# %% ../nbs/03_ddpm.ipynb #65e487cc
+# %% ../nbs/03_ddpm.ipynb #aa45f6dc
 def train_ddpm(
     images: torch.Tensor,    # (N, 3, S, S) uint8
     settings: dict,          # channels, steps, batch, lr, ema, loss: see `config.BASE["ddpm"]`
@@ -115,7 +115,7 @@ def train_ddpm(
                   checkpoint=checkpoint, key=(key, settings, precision), label=label)
     return ema.average, history
 
-# %% ../nbs/03_ddpm.ipynb #29af3c6b
+# %% ../nbs/03_ddpm.ipynb #9d2e2f4d
 def save_ddpm(unet: UNet2DModel, folder: Path) -> Path:
     "Write U-Net and scheduler as a diffusers `DDPMPipeline` folder (safetensors), atomically."
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
@@ -128,7 +128,7 @@ def load_ddpm(folder: Path) -> UNet2DModel:
     try: return UNet2DModel.from_pretrained(Path(folder)/"unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False).eval()
     except Exception as e: raise InputError(f"{folder}: its U-Net cannot be read ({type(e).__name__}: {str(e)[:120]}); write it again.") from None
 
-# %% ../nbs/03_ddpm.ipynb #05bd8f48
+# %% ../nbs/03_ddpm.ipynb #83be8537
 def alpha_bar_at(t: int) -> float:
     "ᾱ at an integer time; 1 before the first step (t < 0)."
     return float(ALPHA_BAR[t]) if t >= 0 else 1.
@@ -148,7 +148,7 @@ def ddim_times(start: int, steps: int) -> list[tuple[int, int]]:
     times = np.linspace(start, -1, steps + 1).round().astype(int).tolist()
     return list(zip(times[:-1], times[1:]))
 
-# %% ../nbs/03_ddpm.ipynb #1fc6a25e
+# %% ../nbs/03_ddpm.ipynb #5b20bd87
 @torch.no_grad()
 def sample(unet, n: int, steps: int = 25, seed: int = 0, eta: float = 0.) -> torch.Tensor:  # (n, 3, S, S) in [0, 1]
     "New images from noise, deterministic per seed."

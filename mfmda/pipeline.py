@@ -6,14 +6,14 @@
 __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experiments_folder', 'run_step', 'segment_settings',
            'new_mfm', 'new_unet', 'foundation_weights', 'train_foundation', 'per_image_rows', 'plan', 'main']
 
-# %% ../nbs/13_pipeline.ipynb #9072a21a
+# %% ../nbs/13_pipeline.ipynb #1685017f
 import argparse, os, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from .config import InputError, Layout, Profile, PROFILES, TrainingError, atomic_path, data_root, load_profile, provenance, read_json, write_json
 from .data import FundusSet, few_shot, load_phantoms, load_set, split
 
-# %% ../nbs/13_pipeline.ipynb #0996a0e9
+# %% ../nbs/13_pipeline.ipynb #1b033237
 @dataclass
 class Source:
     "The labelled domain: `train`, `validation` (chooses hyper-parameters), `test` (scored once)."
@@ -35,7 +35,7 @@ def load_target(profile: Profile, name: str, seed: int) -> Target:
     shots, rest = few_shot(load_set(sets["pool"], profile.size), profile.few_shot, seed)
     return Target(name, shots, rest, load_set(sets["test"], profile.size).without(shots.ids))
 
-# %% ../nbs/13_pipeline.ipynb #6d056913
+# %% ../nbs/13_pipeline.ipynb #ca2f4eb3
 STEPS = ["1_source_ddpm", "4_foundation", "2_adapt", "3_translate", "5_segment", "6_report"]   # in the order of their needs
 
 def experiments_folder() -> Path:
@@ -61,7 +61,7 @@ def run_step(
         raise InputError(f"{notebook.name}, cell {e.exec_count}: {e.ename}: {e.evalue} (the executed copy is {unfinished}).") from None
     os.replace(unfinished, output)
 
-# %% ../nbs/13_pipeline.ipynb #113445ef
+# %% ../nbs/13_pipeline.ipynb #f957662e
 def segment_settings(profile: Profile):
     "Stage-2 settings of a profile, the same for every row."
     from mfmda.segment import SegmentSettings
@@ -83,7 +83,7 @@ def new_unet(seed: int):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed); return SmallUNet()
 
-# %% ../nbs/13_pipeline.ipynb #e36e7eeb
+# %% ../nbs/13_pipeline.ipynb #08d695e1
 def foundation_weights(name: str, folder: Path):
     "Weights of a candidate: the file that step 4 pretrained, or None for weights that come in a package."
     return Path(folder)/"encoder.safetensors" if name == "vit_mae" else None
@@ -105,7 +105,7 @@ def train_foundation(profile: Profile, name: str, source: Source, seed: int, fol
     network.save(file)
     return file
 
-# %% ../nbs/13_pipeline.ipynb #804a8276
+# %% ../nbs/13_pipeline.ipynb #6cd30d9b
 def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, method: str, seed: int):
     "One row per image: `source, target, method, seed, image` and the scores of `metrics.score_set`."
     from mfmda.metrics import score_set
@@ -113,7 +113,7 @@ def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, meth
     for place, (name, value) in enumerate(dict(source=source, target=target, method=method, seed=seed).items()): scores.insert(place, name, value)
     return scores
 
-# %% ../nbs/13_pipeline.ipynb #228c9c28
+# %% ../nbs/13_pipeline.ipynb #59833fc8
 def plan(profile: Profile, root: Path = Path(".")) -> dict:  # (step, seed, target) -> dict(needs=[(step, seed, target)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
@@ -129,7 +129,7 @@ def plan(profile: Profile, root: Path = Path(".")) -> dict:  # (step, seed, targ
     out["6_report", profile.seeds[0], ""] = dict(needs=list(out), output=layout.report()/"6_report.ipynb")   # under runs/: committed figures do not mean that this machine ran
     return out
 
-# %% ../nbs/13_pipeline.ipynb #68b0f674
+# %% ../nbs/13_pipeline.ipynb #e3ad0371
 def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
