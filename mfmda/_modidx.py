@@ -408,6 +408,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                  'mfmda.translate.score_translation': ('translate.html#score_translation', 'mfmda/translate.py'),
                                  'mfmda.translate.stage1_direction': ('translate.html#stage1_direction', 'mfmda/translate.py'),
                                  'mfmda.translate.stage1_loss': ('translate.html#stage1_loss', 'mfmda/translate.py'),
+                                 'mfmda.translate.style_distance': ('translate.html#style_distance', 'mfmda/translate.py'),
                                  'mfmda.translate.time_weight': ('translate.html#time_weight', 'mfmda/translate.py'),
                                  'mfmda.translate.translate': ('translate.html#translate', 'mfmda/translate.py'),
                                  'mfmda.translate.vary_colours': ('translate.html#vary_colours', 'mfmda/translate.py'),

@@ -8,20 +8,20 @@ __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'InputError', 'Tra
            'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
            'load_profile', 'Layout']
 
-# %% ../nbs/00_config.ipynb #5c85be39
+# %% ../nbs/00_config.ipynb #4f8209cd
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/00_config.ipynb #4e03d71c
+# %% ../nbs/00_config.ipynb #f1ec191d
 class InputError(ValueError):
     "Input that a user can mend: the message names the parameter or file, what was found, what was expected, and the remedy."
 
 class TrainingError(RuntimeError):
     "A training run that must stop (a loss that is not finite); the last good checkpoint is kept."
 
-# %% ../nbs/00_config.ipynb #3283d431
+# %% ../nbs/00_config.ipynb #d84fbc53
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _torchvision_library = []   # a torch.library handle deregisters its schemas when it is collected
 
@@ -38,7 +38,7 @@ def mend_torchvision():
         for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[name]
         import torchvision
 
-# %% ../nbs/00_config.ipynb #a36315ca
+# %% ../nbs/00_config.ipynb #67f71e5a
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # the file (or folder) that shall appear
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it raises."
@@ -56,7 +56,7 @@ def _remove_tree(folder):
     import shutil
     shutil.rmtree(folder)
 
-# %% ../nbs/00_config.ipynb #52ba181a
+# %% ../nbs/00_config.ipynb #9b0483d0
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as indented JSON, atomically; dataclasses and NumPy scalars are converted."
     def plain(o):
@@ -75,7 +75,7 @@ def read_json(path: str | Path):
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path}: not valid JSON ({e}); delete it and run the step that writes it again.") from None
 
-# %% ../nbs/00_config.ipynb #8f6d67f3
+# %% ../nbs/00_config.ipynb #e06fc60f
 def _beside_project(name):
     "A folder `shared/<name>` beside the checkout that this package, or the working folder, belongs to."
     for start in (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(), Path.cwd()):
@@ -96,7 +96,7 @@ def reference_root() -> Path | None:
     named = os.environ.get("MFMDA_REFERENCE")
     return Path(named) if named else _beside_project("reference")
 
-# %% ../nbs/00_config.ipynb #fbb20f8e
+# %% ../nbs/00_config.ipynb #e2c23dfe
 def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
     "A torch device; `auto` takes CUDA, then Apple's MPS, then the CPU."
     import torch
@@ -115,7 +115,7 @@ def seed_everything(seed: int):
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #e0f83693
+# %% ../nbs/00_config.ipynb #7b4782ec
 def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Paths of files, lists of these
     "First 16 hex digits of the SHA-256 over `things` (arrays with dtype and shape)."
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Pat
     for thing in things: add(thing)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_config.ipynb #f4f371de
+# %% ../nbs/00_config.ipynb #29dae41f
 PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
 
 def versions() -> dict:
@@ -157,7 +157,7 @@ def peak_memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
-# %% ../nbs/00_config.ipynb #eddb9693
+# %% ../nbs/00_config.ipynb #220babcc
 class Stopwatch:
     "Wall time of a step and its parts: `with watch('train'): ...`."
     def __init__(self): self.start, self.parts = time.perf_counter(), {}
@@ -174,7 +174,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
                 machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count()),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
-# %% ../nbs/00_config.ipynb #3c800210
+# %% ../nbs/00_config.ipynb #a75fd93d
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, colour_map=None, keep=0.),
     "default": dict(method="noise", start=600, ddim_steps=25, eta=0., guidance=0, guidance_until=0, condition=True,
@@ -184,14 +184,14 @@ DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of Efficien
 BASE = dict(
     size=48, seeds=[0], few_shot=10, validation=.15, precision="fp32", device="auto",
     ddpm=dict(channels=[32, 64, 128], steps=1500, batch=16, lr=4e-4, ema=.995, loss="l1"),
-    adapt=dict(warmup_steps=100, warmup_lr=1e-4, steps=120, batch=4, lr=1e-4, score_every=40, score_images=24, anatomy_tolerance=.05,
-               encoder="efficientnet_lite0", encoder_size=96, style="vgg16_stlpips", stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
+    adapt=dict(warmup_steps=100, warmup_lr=1e-4, steps=120, batch=4, lr=1e-4, score_every=40, score_images=24, anatomy_tolerance=.05, stop_by="style_distance",
+               encoder="efficientnet_lite0", encoder_size=96, style="efficientnet_lite0", stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
     recipes=RECIPES,
     foundation=dict(candidates=["efficientnet_lite0"], image_size=None, lora=dict(rank=8, alpha=16, targets=None), trainable="lora", mae=dict(steps=600, batch=64, images=4000)),
     segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.),
 )
 
-# %% ../nbs/00_config.ipynb #8fc344ec
+# %% ../nbs/00_config.ipynb #3b0ecf03
 def _phantoms(camera, seed, start, count): return f"phantom:{camera}?seed={seed}&start={start}&count={count}"
 
 def _phantom_sets(train, pool, test, targets="bcd"):
@@ -205,7 +205,7 @@ PROFILES = {
                   ddpm=dict(channels=[16, 32, 32], steps=30), adapt=dict(warmup_steps=6, steps=12, score_every=6, score_images=8),
                   foundation=dict(candidates=["efficientnet_lite0", "vit_mae"], image_size=64, lora=dict(targets=DEEP), mae=dict(steps=6, batch=16, images=64)), segment=dict(steps=12, batch=4)),
     "mini": dict(note="three phantom targets, one seed: the default of `make reproduce`", precision="bf16", **_phantom_sets(300, 110, 100),
-                 ddpm=dict(steps=1200), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
+                 ddpm=dict(steps=1200), adapt=dict(steps=80), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
     "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", size=64, precision="bf16",
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
@@ -213,7 +213,7 @@ PROFILES = {
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 
-# %% ../nbs/00_config.ipynb #38f0d123
+# %% ../nbs/00_config.ipynb #d86b49a2
 def merge(base: dict, over: dict, path: str = "") -> dict:
     "Overlay `over` on `base`, key by key; a key that `base` lacks raises `InputError`."
     out = dict(base)
@@ -236,7 +236,7 @@ class Profile:
         if name not in self.targets: raise InputError(f"target={name!r}: profile {self.name!r} has {', '.join(self.targets)}.")
         return self.targets[name]
 
-# %% ../nbs/00_config.ipynb #5944cdd8
+# %% ../nbs/00_config.ipynb #fcd3e495
 def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a JSON file `{"base": "mini", ...overrides}` (named after the file)."""
     if str(name).endswith(".json"):
@@ -249,7 +249,7 @@ def load_profile(name: str | Path) -> Profile:
     else: raise InputError(f"profile={name!r} is unknown; expected one of {', '.join(PROFILES)}, or a path to a .json file.")
     return Profile(**values | dict(name=name))
 
-# %% ../nbs/00_config.ipynb #6d279c98
+# %% ../nbs/00_config.ipynb #c5c74ba4
 @dataclass(frozen=True)
 class Layout:
     "Folders of a run: `runs/<profile>/seed<k>/<step>/[<target>/]` and `figures/<profile>/`."

