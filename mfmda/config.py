@@ -8,20 +8,20 @@ __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'InputError', 'Tra
            'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
            'load_profile', 'Layout']
 
-# %% ../nbs/00_config.ipynb #4f8209cd
+# %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/00_config.ipynb #f1ec191d
+# %% ../nbs/00_config.ipynb #f8695912
 class InputError(ValueError):
     "Input that a user can mend: the message names the parameter or file, what was found, what was expected, and the remedy."
 
 class TrainingError(RuntimeError):
     "A training run that must stop (a loss that is not finite); the last good checkpoint is kept."
 
-# %% ../nbs/00_config.ipynb #d84fbc53
+# %% ../nbs/00_config.ipynb #e7914427
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _torchvision_library = []   # a torch.library handle deregisters its schemas when it is collected
 
@@ -38,7 +38,7 @@ def mend_torchvision():
         for name in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]: del sys.modules[name]
         import torchvision
 
-# %% ../nbs/00_config.ipynb #67f71e5a
+# %% ../nbs/00_config.ipynb #022df398
 @contextlib.contextmanager
 def atomic_path(path: str | Path):  # the file (or folder) that shall appear
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it raises."
@@ -56,7 +56,7 @@ def _remove_tree(folder):
     import shutil
     shutil.rmtree(folder)
 
-# %% ../nbs/00_config.ipynb #9b0483d0
+# %% ../nbs/00_config.ipynb #194a539b
 def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as indented JSON, atomically; dataclasses and NumPy scalars are converted."
     def plain(o):
@@ -75,7 +75,7 @@ def read_json(path: str | Path):
     except (UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path}: not valid JSON ({e}); delete it and run the step that writes it again.") from None
 
-# %% ../nbs/00_config.ipynb #e06fc60f
+# %% ../nbs/00_config.ipynb #0c2d3aa3
 def _beside_project(name):
     "A folder `shared/<name>` beside the checkout that this package, or the working folder, belongs to."
     for start in (Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(), Path.cwd()):
@@ -96,7 +96,7 @@ def reference_root() -> Path | None:
     named = os.environ.get("MFMDA_REFERENCE")
     return Path(named) if named else _beside_project("reference")
 
-# %% ../nbs/00_config.ipynb #e2c23dfe
+# %% ../nbs/00_config.ipynb #60590798
 def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
     "A torch device; `auto` takes CUDA, then Apple's MPS, then the CPU."
     import torch
@@ -115,7 +115,7 @@ def seed_everything(seed: int):
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_config.ipynb #7b4782ec
+# %% ../nbs/00_config.ipynb #8a0f334c
 def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Paths of files, lists of these
     "First 16 hex digits of the SHA-256 over `things` (arrays with dtype and shape)."
     digest = hashlib.sha256()
@@ -130,7 +130,7 @@ def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Pat
     for thing in things: add(thing)
     return digest.hexdigest()[:16]
 
-# %% ../nbs/00_config.ipynb #29dae41f
+# %% ../nbs/00_config.ipynb #86746fe3
 PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
 
 def versions() -> dict:
@@ -157,7 +157,7 @@ def peak_memory_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
-# %% ../nbs/00_config.ipynb #220babcc
+# %% ../nbs/00_config.ipynb #689bc857
 class Stopwatch:
     "Wall time of a step and its parts: `with watch('train'): ...`."
     def __init__(self): self.start, self.parts = time.perf_counter(), {}
@@ -174,7 +174,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
                 machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count()),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
-# %% ../nbs/00_config.ipynb #a75fd93d
+# %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, colour_map=None, keep=0.),
     "default": dict(method="noise", start=600, ddim_steps=25, eta=0., guidance=0, guidance_until=0, condition=True,
@@ -191,7 +191,7 @@ BASE = dict(
     segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.),
 )
 
-# %% ../nbs/00_config.ipynb #3b0ecf03
+# %% ../nbs/00_config.ipynb #6695052e
 def _phantoms(camera, seed, start, count): return f"phantom:{camera}?seed={seed}&start={start}&count={count}"
 
 def _phantom_sets(train, pool, test, targets="bcd"):
@@ -213,7 +213,7 @@ PROFILES = {
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 
-# %% ../nbs/00_config.ipynb #d86b49a2
+# %% ../nbs/00_config.ipynb #e18c7489
 def merge(base: dict, over: dict, path: str = "") -> dict:
     "Overlay `over` on `base`, key by key; a key that `base` lacks raises `InputError`."
     out = dict(base)
@@ -236,7 +236,7 @@ class Profile:
         if name not in self.targets: raise InputError(f"target={name!r}: profile {self.name!r} has {', '.join(self.targets)}.")
         return self.targets[name]
 
-# %% ../nbs/00_config.ipynb #fcd3e495
+# %% ../nbs/00_config.ipynb #0794aa81
 def load_profile(name: str | Path) -> Profile:
     """A profile by name, or from a JSON file `{"base": "mini", ...overrides}` (named after the file)."""
     if str(name).endswith(".json"):
@@ -249,7 +249,7 @@ def load_profile(name: str | Path) -> Profile:
     else: raise InputError(f"profile={name!r} is unknown; expected one of {', '.join(PROFILES)}, or a path to a .json file.")
     return Profile(**values | dict(name=name))
 
-# %% ../nbs/00_config.ipynb #c5c74ba4
+# %% ../nbs/00_config.ipynb #51294670
 @dataclass(frozen=True)
 class Layout:
     "Folders of a run: `runs/<profile>/seed<k>/<step>/[<target>/]` and `figures/<profile>/`."

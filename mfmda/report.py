@@ -11,7 +11,7 @@ __all__ = ['METHODS', 'SHORT', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES',
            'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'paired_table', 'run_record',
            'write_table']
 
-# %% ../nbs/12_report.ipynb #7c8feeaa
+# %% ../nbs/12_report.ipynb #d026e3c8
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectang
 from .config import InputError, Layout, Profile, atomic_path, read_json
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
-# %% ../nbs/12_report.ipynb #f7f70dce
+# %% ../nbs/12_report.ipynb #76e0ecb1
 METHODS = dict(unet_source="U-Net, source only", mfm_source="MFM, source only*", mfm_reinhard="Reinhard colour transfer*", mfm_fda="Fourier exchange (FDA)*",
                mfm_da_paper="MFM-DA, paper's translation*", mfm_da="MFM-DA*", oracle="Oracle, target labels*")
 SHORT = dict(unet_source="U-Net", mfm_source="MFM*", mfm_reinhard="Reinhard*", mfm_fda="FDA*", mfm_da_paper="MFM-DA*\n(paper's)", mfm_da="MFM-DA*", oracle="oracle*")
@@ -33,7 +33,7 @@ def domain_name(name: str) -> str:  # "phantom_b" -> "phantom b"
     "A domain's name as readers see it."
     return name.replace("_", " ")
 
-# %% ../nbs/12_report.ipynb #3e58985a
+# %% ../nbs/12_report.ipynb #23901de8
 def _present(file, step):
     if not Path(file).is_file(): raise InputError(f"{file}: no such file; run step {step} first.")
 
@@ -57,7 +57,7 @@ def read_rows(file: Path, step: str, columns) -> pd.DataFrame:
     if not len(table) or table[list(columns)].isna().any().any(): raise _damaged(file, "it has no rows, or rows with missing values", step)
     return table
 
-# %% ../nbs/12_report.ipynb #c25d5ba1
+# %% ../nbs/12_report.ipynb #7933c87d
 def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,3,S,S) uint8, masks (n,S,S), ids [n], probabilities {method: (n,2,S,S)}
     "The pictures and probabilities that step 5 kept; `InputError` where the file is missing or damaged."
     _present(file, step)
@@ -70,7 +70,7 @@ def read_predictions(file: Path, step: str = "5_segment") -> dict:  # images (n,
     if len(n) > 1: raise _damaged(file, "its arrays differ in length", step)
     return out
 
-# %% ../nbs/12_report.ipynb #7c5271cf
+# %% ../nbs/12_report.ipynb #92f1764c
 @dataclass
 class Run:
     "What a report needs of a run, as read from its files."
@@ -94,7 +94,7 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     rows = rows.assign(_t=rows.target.map(order), _m=rows.method.map(place)).sort_values(["_t", "_m", "seed", "image"], kind="stable")
     return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
 
-# %% ../nbs/12_report.ipynb #0fb6d257
+# %% ../nbs/12_report.ipynb #4f561be5
 def read_run(profile: Profile, root: Path = Path(".")) -> Run:
     "Read the result files of all steps, targets and seeds; the first one that is missing, damaged or incomplete raises `InputError`."
     layout, rows, translation, recipes, steps = Layout(profile.name, root), [], [], [], []
@@ -125,7 +125,7 @@ def _read_target(layout, target, seed):
     _check_rows(rows, s/"per_image.csv", "5_segment", METHODS, target, seed, segmented["test_ids"])
     return (adapted, translation_table(scores, adapted, target, seed)), translated, (segmented, rows)
 
-# %% ../nbs/12_report.ipynb #5f69718f
+# %% ../nbs/12_report.ipynb #f6213e9b
 def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: int) -> pd.DataFrame:
     "Anatomy kept and target distance by adaptation step; the untranslated images come first, without a step."
     columns = ["step", "disc_kept", "cup_kept", "anatomy_kept", "target_distance", "style_distance"]
@@ -133,7 +133,7 @@ def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: in
     table = table.assign(step=table.step.astype("Int64"), target=target, seed=seed, images=["untranslated"] + ["translated"] * len(scores))
     return table[["target", "seed", "images", *columns]].assign(chosen=(table.step == adapted["chosen"]["step"]).fillna(False).astype(bool)).round(6)
 
-# %% ../nbs/12_report.ipynb #30267daa
+# %% ../nbs/12_report.ipynb #38acb72a
 def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # shots: target -> ids
     "`InputError` where the data of now is not the data that the steps of `seed` recorded."
     for s in run.steps:
@@ -143,7 +143,7 @@ def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # sho
         if s["step"] == "2_adapt" and s["shots"] != shots[s["target"]]:
             raise InputError(f"step 2_adapt was adapted to other shots of {s['target']} than the profile draws now; run steps 2 to 5 again.")
 
-# %% ../nbs/12_report.ipynb #e5d471b4
+# %% ../nbs/12_report.ipynb #9bca7183
 SHOWN = ["disc_dice", "cup_dice", "disc_hd95", "cup_hd95", "vcdr_error"]
 
 def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
@@ -156,7 +156,7 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
     order = [f"{measure}_{kind}" for measure in SHOWN for kind in ("mean", "spread")]
     return counts.join(table[order]).reset_index().round(6)
 
-# %% ../nbs/12_report.ipynb #639b5d9e
+# %% ../nbs/12_report.ipynb #cf5ebd80
 GAP = .02
 
 def gap_closed(
@@ -170,7 +170,7 @@ def gap_closed(
     share = lambda m: float(np.mean([(dice[t, m, r] - dice[t, "mfm_source", r]) / gap[t, r] for t, r in cells]))
     return {m: share(m) for m in METHODS if cells and all((t, m, "cup") in dice for t in targets)}, cells
 
-# %% ../nbs/12_report.ipynb #f059b153
+# %% ../nbs/12_report.ipynb #6ef53664
 def number(x: float, places: int = 3) -> str:
     "`.912`, `1.000`, `12.3`: no zero before the point."
     text = f"{x:.{places}f}"
@@ -189,7 +189,7 @@ def _best(table):
     rivals = table[table.method != "oracle"]
     return {m: number(rivals[f"{m}_mean"].max() if "dice" in m else rivals[f"{m}_mean"].min(), p) for m, p in PLACES.items()}
 
-# %% ../nbs/12_report.ipynb #c1ee14bf
+# %% ../nbs/12_report.ipynb #1de86b26
 def table1_markdown(
     table: pd.DataFrame,  # of `table1`
     targets,              # the profile's targets, in order
@@ -210,7 +210,7 @@ def table1_markdown(
         lines.append(cells + [f"{closed[method]:.0%}".replace("-", "−") if method in closed else "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
-# %% ../nbs/12_report.ipynb #a4150f37
+# %% ../nbs/12_report.ipynb #9e2cf8ea
 def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
     "What a reader must know beside the numbers: profile, stand-ins, protocol, origin."
     p, one = run.profile, lambda step, get: ", ".join(sorted({str(get(s)) for s in run.steps if s["step"] == step}))
@@ -226,7 +226,7 @@ def commits(run: Run) -> str:
     "The commits that the steps ran at; more than one where a run was resumed after a change."
     return ", ".join(sorted({s["commit"] or "outside a checkout" for s in run.steps}))
 
-# %% ../nbs/12_report.ipynb #df252c76
+# %% ../nbs/12_report.ipynb #4b2d6e92
 PALETTE = dict(unet_source="#999999", mfm_source="#E69F00", mfm_reinhard="#F0E442", mfm_fda="#009E73", mfm_da_paper="#CC79A7", mfm_da="#0072B2", oracle="#000000")
 INK, SOFT, DISC, CUP, TRUTH = "#222222", "#777777", "#56B4E9", "#000000", "#FFFFFF"
 WIDTH = 7.2   # inches: a page's two columns; 3.5 is one
@@ -250,7 +250,7 @@ def save_figure(fig: Figure, stem: Path):  # figures/mini/fig1 -> fig1.png, fig1
             for image in ax.images: image.set_interpolation(blend)
         with style(), atomic_path(Path(stem).with_suffix(suffix)) as tmp: fig.savefig(tmp, **options)
 
-# %% ../nbs/12_report.ipynb #d6a06f3b
+# %% ../nbs/12_report.ipynb #61b14033
 def per_image(rows: pd.DataFrame) -> pd.DataFrame:
     "Scores averaged over seeds, one row for each target, method and image."
     return rows.groupby(["target", "method", "image"], sort=False)[COLUMNS].mean().reset_index()
@@ -279,7 +279,7 @@ def _boxes(ax, data, measure, methods, domains, source):
     ax.set(xticks=range(len(domains)), xticklabels=[domain_name(d) + ("\nsource" if d == source else "\ntarget") for d in domains], ylim=(low, 1.01), xlim=(-.5, len(domains) - .5))
     ax.set_title(f"optic {measure.split('_')[0]}", pad=12)
 
-# %% ../nbs/12_report.ipynb #526b7832
+# %% ../nbs/12_report.ipynb #1dcfb690
 BLUE, GREEN, ORANGE, GREY = "#DCEAF5", "#DDF0E8", "#FBE9CC", "#EFEFEF"
 
 def box(ax, x, y, w, h, text, color=GREY, size=6.5, **kwargs):
@@ -299,7 +299,7 @@ def funnel(ax, x, y, w, left, right, text, color=BLUE):
     ax.add_patch(Polygon([(x, y - left / 2), (x, y + left / 2), (x + w, y + right / 2), (x + w, y - right / 2)], facecolor=color, edgecolor=INK, linewidth=.6))
     ax.text(x + w / 2, y, text, ha="center", va="center", fontsize=6.5, linespacing=1.3)
 
-# %% ../nbs/12_report.ipynb #f6a77598
+# %% ../nbs/12_report.ipynb #87cd982e
 def thumb(ax, image: np.ndarray, x, y, side, label="", size=6.5, edge=None):  # (3,S,S) or (S,S,3) uint8; label below
     "A small picture with its lower left corner at (x, y)."
     image = np.asarray(image); image = image.transpose(1, 2, 0) if image.shape[0] == 3 else image
@@ -318,7 +318,7 @@ def outline(ax, region, x, y, side, color, **kwargs):  # region (S, S): probabil
     s = len(region); at = (np.arange(s) + .5) / s * side
     ax.contour(x + at, y + side - at, region, [.5], colors=[color], **{**dict(linewidths=.8, zorder=4), **kwargs})
 
-# %% ../nbs/12_report.ipynb #145ab9a2
+# %% ../nbs/12_report.ipynb #f24f35b6
 def _stage1(ax, p):
     ax.add_patch(FancyBboxPatch((.4, 23.4), 71.2, 21.2, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#0072B2", linewidth=1))
     ax.text(1.6, 43.4, "Stage 1 · a diffusion model learns to repaint source images in the style of the target", fontsize=7.5, weight="bold", va="center", color="#0072B2")
@@ -344,7 +344,7 @@ def _stage1_losses(ax):
     ax.text(64.4, 33.2, "objective (Eq. 8)\n\n$\\alpha(t)\\,(\\mathcal{L}_{DC} + \\mathcal{L}_{style})$\n$+\\,(20^{0.9}-\\alpha(t))\\,\\mathcal{L}_{DDPM}$\n\n$\\mathcal{L}_{DDPM}$ (Eq. 2)\non target images", ha="center", va="center", fontsize=6.3, linespacing=1.45)
     arrow(ax, (55.6, 28.5), (58.6, 28.5)); arrow(ax, (54.8, 37.8), (58.6, 37.8)); ax.text(56.8, 38.4, "$\\mathcal{L}_{style}$", ha="center", va="bottom", fontsize=6.5)
 
-# %% ../nbs/12_report.ipynb #f0f370c4
+# %% ../nbs/12_report.ipynb #85d94f69
 def _stage2(ax, p):
     ax.add_patch(FancyBboxPatch((.4, .4), 71.2, 21.8, boxstyle="round,pad=0,rounding_size=1", facecolor="none", edgecolor="#009E73", linewidth=1))
     ax.text(1.6, 20.9, "Stage 2 · the foundation model is tuned on both, against the source mask", fontsize=7.5, weight="bold", va="center", color="#009E73")
@@ -383,7 +383,7 @@ def figure2(pictures: dict) -> Figure:  # source, translated, test (3,S,S) uint8
         ax.set(xlim=(0, 72), ylim=(0, 45)); ax.set_aspect("equal"); ax.set_axis_off()
     return fig
 
-# %% ../nbs/12_report.ipynb #fc82cfa7
+# %% ../nbs/12_report.ipynb #45d006d1
 def overlapping_texts(fig: Figure) -> list:
     "Pairs of texts of a figure whose boxes overlap, and texts that leave the figure."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -395,7 +395,7 @@ def overlapping_texts(fig: Figure) -> list:
     crossing = lambda p, q: min(p.x1, q.x1) - max(p.x0, q.x0) > 1 and min(p.y1, q.y1) - max(p.y0, q.y0) > 1
     return out + [(a, b) for i, (a, p) in enumerate(texts) for b, q in texts[:i] if crossing(p, q)]
 
-# %% ../nbs/12_report.ipynb #6063c508
+# %% ../nbs/12_report.ipynb #ed9e3e9e
 def _tiles(ax, rows, labels, gap=.06, left=0.):
     "Rows of pictures [(n, 3, S, S)] from the top down, each one unit wide, with a label at the left."
     for r, (images, label) in enumerate(zip(rows, labels)):
@@ -428,7 +428,7 @@ def _segmentation(ax, segmentation, images):
     ax.text(-.95, 1.58, "(b)", fontsize=8, weight="bold", va="top")
     return 8 * (1 + gap) - gap + .95, r * (1 + gap) + .6
 
-# %% ../nbs/12_report.ipynb #c00d35d0
+# %% ../nbs/12_report.ipynb #62bd2bf5
 def figure3(
     generation: dict,    # target -> {row label: images (n, 3, S, S) uint8}, the same rows for each target
     segmentation: dict,  # target -> dict(images, masks, probabilities) of `read_predictions`
@@ -445,7 +445,7 @@ def figure3(
         fig.legend(handles, ["reference (white)", "predicted disc", "predicted cup"], loc="lower center", ncols=3, borderaxespad=.1)
     return fig
 
-# %% ../nbs/12_report.ipynb #c68f52d7
+# %% ../nbs/12_report.ipynb #094b868e
 def figure4(translation: pd.DataFrame) -> Figure:  # of `translation_table`
     "Anatomy kept against style distance along the adaptation steps, one panel for each target."
     targets, last = list(dict.fromkeys(translation.target)), int(translation.step.max())
@@ -466,7 +466,7 @@ def _path(ax, path, last):
     ax.plot(best.style_distance, best.anatomy_kept, "o", markersize=8, markerfacecolor="none", markeredgecolor="#D55E00", markeredgewidth=1.2, zorder=3)
     return ax.scatter(after.style_distance, after.anatomy_kept, c=after.step.astype(float), cmap="cividis_r", vmin=0, vmax=last, s=14, zorder=2)
 
-# %% ../nbs/12_report.ipynb #c8106b65
+# %% ../nbs/12_report.ipynb #6a851ebb
 def enlarge(probabilities: np.ndarray, masks) -> list:  # (n, 2, S, S), n masks (h, w) -> n arrays (2, h, w)
     "Probabilities at the resolution of the stored masks, by the protocol of `metrics`."
     return [F.interpolate(torch.from_numpy(p)[None].float(), m.shape, mode="bilinear", align_corners=False)[0].numpy() for p, m in zip(probabilities, masks)]
@@ -487,7 +487,7 @@ def match_size(large: list, wanted: float, steps: int = 12) -> float:
         low, high = (middle, high) if predicted_vcdr(large, middle).mean() > wanted else (low, middle)
     return min((low, high, .5), key=lambda t: abs(predicted_vcdr(large, t).mean() - wanted))
 
-# %% ../nbs/12_report.ipynb #1ea070b1
+# %% ../nbs/12_report.ipynb #7d09bc8f
 def vcdr_account(
     source_masks,           # n_S masks (h, w), labels 0/1/2
     target_masks,           # n_T masks of the target's test set
@@ -503,7 +503,7 @@ def vcdr_account(
                          cup_dice=cup_dice(large, target_masks), matched_threshold=threshold, cup_dice_matched=cup_dice(large, target_masks, threshold)))
     return pd.DataFrame(rows).round(4)
 
-# %% ../nbs/12_report.ipynb #3b6bad76
+# %% ../nbs/12_report.ipynb #727b76b5
 def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  # rows of per_image.csv
     "`method` against each other method, by target and region: mean difference of Dice, 95 % bootstrap interval, p, n."
     data, out = per_image(rows), []
@@ -516,7 +516,7 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
                 out.append(dict(target=target, region=region, method=method, against=other, difference=test.difference, low=low, high=high, p=test.p, n=test.n))
     return pd.DataFrame(out).round(6)
 
-# %% ../nbs/12_report.ipynb #e8249c03
+# %% ../nbs/12_report.ipynb #e45b1143
 def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` of the report step
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
     brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint") if k in s}
@@ -527,7 +527,7 @@ def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` o
         commits=commits(run).split(", "), total_wall_s=round(sum(s["wall_s"] for s in run.steps) + report["wall_s"], 1),
         peak_memory_mb=max([s["peak_memory_mb"] for s in run.steps] + [report["peak_memory_mb"]]), steps=[brief(s) for s in run.steps])
 
-# %% ../nbs/12_report.ipynb #b0a648c3
+# %% ../nbs/12_report.ipynb #b2f305d9
 def write_table(table: pd.DataFrame, path: Path) -> Path:
     "A CSV, atomically: no index, shortest exact numbers, `\\n` at line ends."
     with atomic_path(path) as tmp: table.to_csv(tmp, index=False, lineterminator="\n")

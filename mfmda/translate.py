@@ -7,7 +7,7 @@ __all__ = ['phase', 'time_weight', 'diffusion_weight', 'ContentFusion', 'FusedUN
            'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'colour_map', 'translate', 'invert', 'vary_colours',
            'anatomy_kept', 'style_distance', 'score_translation', 'choose_step', 'adapt', 'write_pairs']
 
-# %% ../nbs/06_translate.ipynb #14daa2ba
+# %% ../nbs/06_translate.ipynb #6f78319a
 import json, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode,
 from .encoders import gram, style_loss
 from .adaptor import DynamicInstanceAwareAdaptor, distribution_consistency_loss, leave_out_target_distance, static_direction, target_distance
 
-# %% ../nbs/06_translate.ipynb #e815ffb9
+# %% ../nbs/06_translate.ipynb #af073f3e
 def phase(t: torch.Tensor, t_s: float = 300) -> torch.Tensor:
     "m(t) in [0, 1]: 1 where content is fused, 0 where noise is (arXiv 2309.03729)."
     return torch.sigmoid(t.float() - t_s)
@@ -37,7 +37,7 @@ def diffusion_weight(t: torch.Tensor) -> torch.Tensor:
     "20^0.9 − α(t): weight of the target's diffusion loss (Eq. 8); negative above t = 900, which stage 1 never draws."
     return 20 ** .9 - time_weight(t)
 
-# %% ../nbs/06_translate.ipynb #298bce09
+# %% ../nbs/06_translate.ipynb #25b094ba
 class ContentFusion(nn.Sequential):
     "Three 3×3 convolutions over the concatenated bottleneck features (B, 2C, h, w) -> (B, C, h, w); zero at the start."
     def __init__(self, channels: int):
@@ -60,7 +60,7 @@ class FusedUNet(nn.Module):
         h = h + self.fusion(torch.cat([h, m * E + (1 - m) * torch.randn_like(E)], 1))
         return decode(self.unet, h, tuple(s[:n] for s in skips), emb[:n])
 
-# %% ../nbs/06_translate.ipynb #ad6285f0
+# %% ../nbs/06_translate.ipynb #cf80e413
 def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision="fp32", device="cpu", checkpoint=None, key=(), label="content fusion"):
     "Train fresh fusion layers on source `images` (N, 3, S, S) uint8; returns (FusedUNet, history). Settings: `config.BASE['adapt']`."
     torch.manual_seed(seed)
@@ -89,7 +89,7 @@ def load_fused(folder: Path) -> FusedUNet:
     except Exception as e: raise InputError(f"{file}: cannot be read as fusion layers of this U-Net ({type(e).__name__}); write the folder again.") from None
     return model.eval()
 
-# %% ../nbs/06_translate.ipynb #39e539bc
+# %% ../nbs/06_translate.ipynb #4ffc94a2
 @dataclass
 class Stage1:
     "What stage 1 looks at: source and target images, their features f, the static direction, the targets' Gram matrices."
@@ -110,7 +110,7 @@ class Stage1:
     @property
     def delta_static(self): return static_direction(self.f_source, self.f_target)
 
-# %% ../nbs/06_translate.ipynb #f3be4359
+# %% ../nbs/06_translate.ipynb #fa7c0788
 def stage1_direction(data: Stage1, adaptor, index, direction: str = "diaa", stop_gradient: bool = False):
     "Δ for source images `index`: Eq. 6 (`diaa`), or Δ_static alone (`static`, the predecessor); returns (delta (B, d), gate (B, 1))."
     if direction == "static": return data.delta_static.expand(len(index), -1), torch.zeros(len(index), 1)
@@ -139,7 +139,7 @@ def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int,
     return dict(loss=loss, loss_high=loss, consistency=consistency, style=style, diffusion=diffusion.mean(), gate=gate.mean(),
                 delta_shift=(delta - data.delta_static).norm(dim=1).mean(), dc_floor=(data.delta_static**2).mean())
 
-# %% ../nbs/06_translate.ipynb #a27f8592
+# %% ../nbs/06_translate.ipynb #64bd84bb
 def low_pass(image: torch.Tensor, n: int) -> torch.Tensor:
     "φ_N: antialiased cubic (a = −0.5) shrinking by n and growing back; (B, C, H, W) with H and W multiples of n."
     height, width = image.shape[-2:]
@@ -156,7 +156,7 @@ def _symmetric_pad(x, pad):
         x = torch.cat([head, x, tail], dim)
     return x
 
-# %% ../nbs/06_translate.ipynb #26238a74
+# %% ../nbs/06_translate.ipynb #17a0a031
 def colour_map(source: torch.Tensor, translated: torch.Tensor, radius: float = .25, eps: float = 1e-3) -> torch.Tensor:
     "Apply to `source` the locally affine colour map that best explains `translated`; all (B, 3, H, W) in [0, 1]; radius as a share of the width."
     r = max(1, round(radius * source.shape[-1]))
@@ -183,7 +183,7 @@ def _box(x, r):
         x = F.avg_pool2d(x, size, 1, pad, count_include_pad=False)
     return x
 
-# %% ../nbs/06_translate.ipynb #ecf833f5
+# %% ../nbs/06_translate.ipynb #87b59fb1
 @torch.no_grad()
 def translate(
     model: FusedUNet,        # adapted to the target
@@ -226,7 +226,7 @@ def invert(model, x0, times):
         x = ddim_step(x, model(x, torch.full((len(x),), at)).float(), at, t, clip=False)
     return x
 
-# %% ../nbs/06_translate.ipynb #25004efd
+# %% ../nbs/06_translate.ipynb #9db85f80
 def vary_colours(images: torch.Tensor, seed: int = 0) -> torch.Tensor:  # (N, 3, S, S) uint8 -> the same
     "The same eyes in random colours: gamma, gain and offset drawn per image and channel. For the anatomy scorer alone, never for a row of the table."
     g = torch.Generator().manual_seed(seed)
@@ -234,7 +234,7 @@ def vary_colours(images: torch.Tensor, seed: int = 0) -> torch.Tensor:  # (N, 3,
     x = (images.float() / 255) ** torch.exp(uniform(-.5, .5)) * uniform(.5, 1.3) + uniform(-.1, .15)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
-# %% ../nbs/06_translate.ipynb #828516b8
+# %% ../nbs/06_translate.ipynb #8feb7a50
 def anatomy_kept(scorer, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:  # (N, 2): disc, cup
     "Dice of `scorer(images) -> (B, 2, H, W)` probabilities, at .5, against the masks (N, H, W) that came with the source images."
     with torch.no_grad(): predicted = torch.cat([scorer(b) > .5 for b in images.split(64)])
@@ -254,7 +254,7 @@ def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dic
     return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=leave_out_target_distance(f, data.f_target, seed=seed),
                 style_distance=style_distance(images, data.style, data.target_grams))
 
-# %% ../nbs/06_translate.ipynb #b11b10c6
+# %% ../nbs/06_translate.ipynb #b78b896c
 def choose_step(scores: list[dict], tolerance: float = .05, by: str = "style_distance") -> dict:  # each with step, anatomy_kept and the distance `by`
     "The stopping step by the stated rule; only unlabelled criteria enter."
     if not scores: raise InputError("choose_step: no scored step; score at least one (adapt.score_every).")
@@ -263,7 +263,7 @@ def choose_step(scores: list[dict], tolerance: float = .05, by: str = "style_dis
     near = min(s[by] for s in kept)
     return next(s for s in sorted(kept, key=lambda s: s["step"]) if s[by] <= near + .02 * abs(near))
 
-# %% ../nbs/06_translate.ipynb #2114ccff
+# %% ../nbs/06_translate.ipynb #68b99e8b
 def adapt(
     model: FusedUNet,            # the warmed-up source model; it is trained in place
     data: Stage1, settings: dict, seed: int = 0, precision: str = "fp32",
@@ -292,7 +292,7 @@ def adapt(
         scores = [read_json(folder/f"score{k}.json") for k in range(0, settings["steps"] + 1, settings["score_every"])]
     return adaptor, history, scores
 
-# %% ../nbs/06_translate.ipynb #a419ff3f
+# %% ../nbs/06_translate.ipynb #ed72dc4b
 def write_pairs(folder: Path, images: torch.Tensor, dataset: FundusSet) -> Path:
     "Write translated images (N, 3, S, S) in [0, 1] and the source masks as `images/<id>.png`, `masks/<id>.png`, atomically."
     if len(images) != len(dataset): raise InputError(f"write_pairs: {len(images)} images for {len(dataset)} source masks; expected as many.")
