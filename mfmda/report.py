@@ -244,8 +244,8 @@ class Drawing(Figure):
         with style(), io.BytesIO() as file: self.savefig(file, format="png", dpi=self.dpi); return file.getvalue()
 
 def save_figure(fig: Figure, stem: Path):  # figures/mini/fig1 -> fig1.png, fig1.svg
-    "Write a figure as PNG (200 dpi) and SVG, atomically, without a date."
-    for suffix, blend, options in ((".png", "bicubic", dict(dpi=200)), (".svg", "none", dict(metadata=dict(Date=None)))):
+    "Write a figure as PNG (140 dpi) and SVG, atomically, without a date."
+    for suffix, blend, options in ((".png", "bicubic", dict(dpi=140)), (".svg", "none", dict(metadata=dict(Date=None)))):
         for ax in fig.axes:
             for image in ax.images: image.set_interpolation(blend)
         with style(), atomic_path(Path(stem).with_suffix(suffix)) as tmp: fig.savefig(tmp, **options)

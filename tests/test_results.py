@@ -80,7 +80,8 @@ def test_pictures_can_be_opened(profile):
 def test_translation_scores_by_step(profile):
     rows = rows_of(profile, "translation")
     assert {r["target"] for r in rows} == set(load_profile(profile).targets)
-    for column in ("step", "disc_kept", "cup_kept", "target_distance"):
+    assert all((r["step"] == "") == (r["images"] == "untranslated") for r in rows)   # the source images themselves have no step
+    for column in ("disc_kept", "cup_kept", "target_distance", "style_distance"):
         assert all(math.isfinite(float(r[column])) for r in rows)
 
 
