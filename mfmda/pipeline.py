@@ -7,11 +7,11 @@ __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experimen
            'new_mfm', 'new_unet', 'foundation_weights', 'train_foundation', 'per_image_rows', 'plan', 'main']
 
 # %% ../nbs/13_pipeline.ipynb #1685017f
-import argparse, os, subprocess, sys, time
+import argparse, os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, PROFILES, TrainingError, atomic_path, data_root, load_profile, provenance, read_json, write_json
-from .data import FundusSet, few_shot, load_phantoms, load_set, split
+from .config import InputError, Layout, Profile, PROFILES, load_profile
+from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
 @dataclass

@@ -21,7 +21,7 @@ from .training import draw, fit
 from .data import FundusSet, disc_cup, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
-from .encoders import gram, style_loss
+from .encoders import encode_all, style_loss
 from .adaptor import DynamicInstanceAwareAdaptor, distribution_consistency_loss, leave_out_target_distance, static_direction, target_distance
 
 # %% ../nbs/06_translate.ipynb #af073f3e
@@ -102,8 +102,8 @@ class Stage1:
         "Compute the frozen features once."
         if len(target) == 0: raise InputError("stage 1: there is no target image; expected a few (the paper uses ten).")
         with torch.no_grad():
-            f = lambda x: torch.cat([encoder(b.float() / 255) for b in x.split(32)])
-            return cls(source, target, f(source), f(target), encoder, style, style.gram_matrices(target.float() / 255))
+            f_source, f_target = (encode_all(encoder, x.float() / 255, 32) for x in (source, target))
+            return cls(source, target, f_source, f_target, encoder, style, style.gram_matrices(target.float() / 255))
 
     @property
     def target_mean(self): return self.f_target.mean(0)
@@ -249,7 +249,7 @@ def style_distance(images: torch.Tensor, style, target_grams: list) -> float:
 
 def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dict:
     "Anatomy kept, target distance in f, and style distance of translated images (N, 3, S, S)."
-    with torch.no_grad(): f = torch.cat([data.encoder(b) for b in images.split(32)])
+    f = encode_all(data.encoder, images, 32)
     disc, cup = anatomy_kept(scorer, images, masks).mean(0).tolist()
     return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=leave_out_target_distance(f, data.f_target, seed=seed),
                 style_distance=style_distance(images, data.style, data.target_grams))
