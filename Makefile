@@ -2,7 +2,7 @@
 # Where pip installs from is the business of pip's own configuration: nothing here names a server.
 PYTHON  ?= python3
 PROFILE ?= mini
-CORES   ?= 1
+CORES   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHELL   := /bin/sh
 BIN     := .venv/bin
 READY   := .venv/.ready

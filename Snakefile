@@ -1,30 +1,33 @@
 # The six papermill steps of a profile, in the order of their files: `snakemake --cores 1 --config profile=mini`.
 # A finished step is not run again; an interrupted one resumes from its checkpoint.
 import sys
-from mfmda.config import InputError, load_profile
+from mfmda.config import InputError, fingerprint, load_profile, settings_of
 from mfmda.pipeline import plan
 
 PROFILE = str(config.get("profile", "mini"))
 try:
-    GRAPH = plan(load_profile(PROFILE))
+    SETTINGS = load_profile(PROFILE)
+    GRAPH = plan(SETTINGS)
 except InputError as error:
     sys.exit(f"mfmda: {error}")
 
 
-def files(key):
-    return [str(GRAPH[need]["output"]) for need in GRAPH[key]["needs"]]
+# Snakemake deletes the outputs of a rule before it runs it again, so they are markers: results stay until new ones replace them
+def marker(key):
+    return f"{GRAPH[key]['output']}.done"
 
 
 rule all:
-    input: str(next(reversed(GRAPH.values()))["output"])
+    input: marker(next(reversed(GRAPH)))
 
 
 for key, entry in GRAPH.items():
     step, seed, target = key
+    beside = sum(other == step for other, *_ in GRAPH)   # jobs that may run at the same time share the cores
     rule:
         name: "_".join(("step", step, f"seed{seed}", target)).rstrip("_")
-        input: files(key)
-        output: str(entry["output"])
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else ""), step=step
-        threads: 1
+        input: [marker(need) for need in entry["needs"]]
+        output: touch(marker(key))
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else ""), step=step, settings=fingerprint(str(settings_of(SETTINGS.to_dict(), step, target)))
+        threads: max(1, workflow.cores // beside)
         shell: "{sys.executable} -c 'import sys; from mfmda.pipeline import main; sys.exit(main())' step {params.step} {params.options}"

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'InputError', 'TrainingError', 'mend_torchvision', 'atomic_path',
            'write_json', 'read_json', 'data_root', 'reference_root', 'pick_device', 'autocast', 'seed_everything',
            'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
-           'load_profile', 'Layout']
+           'load_profile', 'settings_of', 'Layout']
 
 # %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
@@ -176,9 +176,8 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
 
 # %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
-    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, colour_map=None, keep=0.),
-    "default": dict(method="noise", start=600, ddim_steps=25, eta=0., guidance=0, guidance_until=0, condition=True,
-                    colour_map=dict(radius=.25, eps=1e-3), keep=0.),
+    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=False, colour_map=None, keep=0.),
+    "default": dict(method="noise", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, colour_map=None, keep=0.),
 }
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
@@ -188,7 +187,8 @@ BASE = dict(
                encoder="efficientnet_lite0", encoder_size=96, style="efficientnet_lite0", stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
     recipes=RECIPES,
     foundation=dict(candidates=["efficientnet_lite0"], image_size=None, lora=dict(rank=8, alpha=16, targets=None), trainable="lora", mae=dict(steps=600, batch=64, images=4000)),
-    segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.),
+    segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1.,
+                 augmentation=dict(degrees=30., scale=1.25, contrast=.2, brightness=.1)),
 )
 
 # %% ../nbs/00_config.ipynb #6695052e
@@ -209,7 +209,8 @@ PROFILES = {
     "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", size=64, precision="bf16",
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
-                   ddpm=dict(steps=1500), foundation=dict(lora=dict(targets=DEEP)), segment=dict(steps=200)),
+                   ddpm=dict(steps=1500), foundation=dict(lora=dict(targets=DEEP)),
+                   segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # covers `size_ratio` of step 5: discs found in the ten unlabelled shots against the source's
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 
@@ -248,6 +249,17 @@ def load_profile(name: str | Path) -> Profile:
         values = merge(BASE | dict(note="", source={}, targets={}), PROFILES[name])
     else: raise InputError(f"profile={name!r} is unknown; expected one of {', '.join(PROFILES)}, or a path to a .json file.")
     return Profile(**values | dict(name=name))
+
+# %% ../nbs/00_config.ipynb #70242c41
+def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `Profile.to_dict()`, or the "params" of a result file
+    "The part of a profile that a step reads itself; what earlier steps read is theirs."
+    names = {"1_source_ddpm": ["ddpm"], "2_adapt": ["adapt", "few_shot"], "3_translate": ["recipes", "few_shot"], "4_foundation": ["foundation", "segment"],
+             "5_segment": ["foundation", "segment", "few_shot"], "6_report": []}
+    if step not in names: raise InputError(f"step={step!r} is unknown; expected one of {', '.join(names)}.")
+    own = {k: values[k] for k in ("size", "validation", "precision", "source", *names[step])}
+    if step == "1_source_ddpm": own["warmup"] = {k: v for k, v in values["adapt"].items() if k.startswith("warmup")}
+    if step == "2_adapt": own["recipe"] = values["recipes"]["default"]
+    return own | (dict(target=values["targets"][target]) if target else {})
 
 # %% ../nbs/00_config.ipynb #51294670
 @dataclass(frozen=True)

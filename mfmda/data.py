@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'CONVENTIONS', 'CROPS', 'disc_cup', 'FundusSet', 'read_image', 'read_mask', 'read_mask_pair',
            'resize_labels', 'load_folder', 'show_set', 'load_crops', 'load_phantoms', 'load_set', 'few_shot', 'split',
-           'draw_augmentation', 'augment']
+           'draw_references', 'draw_augmentation', 'augment']
 
 # %% ../nbs/02_data.ipynb #e37d4d41
 import io, math, os, struct, zlib
@@ -328,6 +328,15 @@ def split(
     cuts = [round(c * len(ids)) for c in np.cumsum([0, *fractions])]
     if min(np.diff(cuts)) < 1: raise InputError(f"fractions={tuple(fractions)}: a part of the {len(ids)} images of {dataset.camera} would be empty.")
     return [dataset.by_id(sorted(map(str, ids[a:b]))) for a, b in zip(cuts, cuts[1:])]
+
+def draw_references(
+    n: int,              # source images
+    n_references: int,   # target images
+    seed: int,
+) -> torch.Tensor:       # (n,) int64 in [0, n_references); each reference as often as any other, up to one
+    "Which target image each source image is paired with."
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.permutation(np.arange(n) % n_references) if n_references else np.zeros(n, int))
 
 # %% ../nbs/02_data.ipynb #bd7f25a7
 def draw_augmentation(

@@ -10,7 +10,7 @@ __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experimen
 import argparse, os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, PROFILES, load_profile
+from .config import InputError, Layout, Profile, PROFILES, load_profile, read_json, write_json
 from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
@@ -69,12 +69,15 @@ def segment_settings(profile: Profile):
 
 def new_mfm(profile: Profile, name: str, weights, seed: int):
     "A fresh foundation with its decoder: the starting point of every row with an asterisk."
+    import torch
     from mfmda.foundation import build_foundation
     from mfmda.segment import SegmentationModel
     f = dict(profile.foundation)
     # the profile's input size and layer names are those of the packaged CNN; the ViT brings its own
     if name == "vit_mae": f |= dict(image_size=None, lora=f["lora"] | dict(targets=None))
-    return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)                    # LoRA's A is drawn at random
+        return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)
 
 def new_unet(seed: int):
     "The small U-Net from scratch."
@@ -95,14 +98,15 @@ def train_foundation(profile: Profile, name: str, source: Source, seed: int, fol
     from mfmda.foundation import MaeSettings, pretrain_mae
     from mfmda.phantom import phantom_batch, random_camera
     file, mae = foundation_weights(name, folder), dict(profile.foundation["mae"])
-    if file.exists(): return file
+    made_of, sheet = dict(mae=dict(mae), seed=seed, source=source.train.fingerprint), file.with_suffix(".json")
+    if file.exists() and sheet.exists() and read_json(sheet) == made_of: return file
     n, per, rng = mae.pop("images"), 16, np.random.default_rng(seed)
     settings = MaeSettings(**mae, precision=profile.precision)
     images = [phantom_batch(seed + 7, range(50_000 + k, 50_000 + min(k + per, n)), random_camera(rng), settings.image_size)[0] for k in range(0, n, per)]
     own = torch.nn.functional.interpolate(source.train.float_images(), (settings.image_size,)*2, mode="bilinear", antialias=True)
     images = torch.cat([torch.from_numpy(np.concatenate(images)), (own * 255).round().to(torch.uint8)])
     network, _ = pretrain_mae(images, settings, seed, Path(folder)/"mae.pt", profile.device)
-    network.save(file)
+    network.save(file); write_json(sheet, made_of)
     return file
 
 # %% ../nbs/13_pipeline.ipynb #6cd30d9b
@@ -134,7 +138,7 @@ def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
     r = commands.add_parser("reproduce", help="run all steps of a profile with Snakemake; resumes where it stopped", epilog="example: mfmda reproduce --profile smoke")
-    r.add_argument("--profile", default="mini"); r.add_argument("--cores", type=int, default=1); r.add_argument("--dry-run", action="store_true")
+    r.add_argument("--profile", default="mini"); r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
     s.add_argument("--target", default=""); s.add_argument("--root", default=".")

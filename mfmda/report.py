@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['METHODS', 'SHORT', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT', 'DISC', 'CUP', 'TRUTH',
            'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'domain_name', 'read_result', 'read_rows', 'read_predictions',
-           'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data', 'table1', 'gap_closed', 'number',
-           'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'per_image', 'figure1', 'box',
-           'arrow', 'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4',
-           'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'paired_table', 'run_record',
-           'write_table']
+           'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data', 'same_settings', 'table1', 'gap_closed',
+           'number', 'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'per_image', 'figure1',
+           'box', 'arrow', 'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3',
+           'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence',
+           'paired_table', 'run_record', 'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
-import io
+import io, json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, seaborn as sns, torch, torch.nn.functional as F
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
-from .config import InputError, Layout, Profile, atomic_path, read_json
+from .config import InputError, Layout, Profile, atomic_path, fingerprint, read_json, settings_of
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
 # %% ../nbs/12_report.ipynb #76e0ecb1
@@ -143,6 +143,15 @@ def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # sho
         if s["step"] == "2_adapt" and s["shots"] != shots[s["target"]]:
             raise InputError(f"step 2_adapt was adapted to other shots of {s['target']} than the profile draws now; run steps 2 to 5 again.")
 
+def same_settings(run: Run):
+    "`InputError` where a step ran with other settings than its profile has now."
+    for s in run.steps:
+        of = lambda values: json.loads(json.dumps(settings_of(values, s["step"], s.get("target", ""))))
+        try: then, now = of(s["params"]), of(run.profile.to_dict())
+        except KeyError as missing: raise InputError(f"step {s['step']} (seed {s['seed']}) recorded no setting {missing}; run the step again.") from None
+        other = [k for k in now if now[k] != then.get(k)]
+        if other: raise InputError(f"step {s['step']} (seed {s['seed']}{', ' + s['target'] if 'target' in s else ''}) ran with other settings of {', '.join(other)} than profile {run.profile.name!r} has now; run the profile again.")
+
 # %% ../nbs/12_report.ipynb #9bca7183
 SHOWN = ["disc_dice", "cup_dice", "disc_hd95", "cup_hd95", "vcdr_error"]
 
@@ -217,7 +226,7 @@ def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
     counted = ", ".join(f"{domain_name(t)} {r}" for t, r in cells) or "none"
     spread = " ± standard deviation over seeds" if len(p.seeds) > 1 else ""
     return (f"**Table 1.** Profile `{p.name}` ({p.note}); source: {domain_name(p.source['name'])}. Cells hold disc / cup, means over test images{spread}; HD95 in pixels of the stored mask. "
-            f"Bold: best without target labels. \\* segments with the foundation model (MFM), here `{one('4_foundation', lambda s: s['chosen'])}`, chosen on source validation. "
+            f"Bold: best without target labels. \\* segments with the foundation model (MFM), here `{one('4_foundation', lambda s: s['chosen'])}`{', chosen on source validation' if len(p.foundation['candidates']) > 1 else ''}. "
             f"f(·) is `{one('2_adapt', lambda s: s['encoder']['name'])}`. {p.size} px; {p.few_shot} unlabelled target shots, never scored; threshold .5; seeds {', '.join(map(str, p.seeds))}. "
             f"Gap closed: share of the way from source-only MFM to the oracle, mean over the cells with a gap above {number(GAP, 2)} ({counted}). "
             f"Commit `{commits(run)}`, source data `{one('1_source_ddpm', lambda s: s['data_fingerprint'])}`.")
@@ -503,6 +512,14 @@ def vcdr_account(
                          cup_dice=cup_dice(large, target_masks), matched_threshold=threshold, cup_dice_matched=cup_dice(large, target_masks, threshold)))
     return pd.DataFrame(rows).round(4)
 
+def vcdr_sentence(account: pd.DataFrame, target: str) -> str:  # of `vcdr_account`
+    "How much of the target's cup gap is size, that is anatomy and annotation, and not appearance."
+    row = account[account.target == target].set_index("what") if "target" in account else account.set_index("what")
+    share = lambda m: f"{number(row.cup_dice[m])} → {number(row.cup_dice_matched[m])}"
+    return (f"On {domain_name(target)} the mean vertical cup-to-disc ratio is {number(row.vcdr_mean['target masks'], 2)}, in the source {number(row.vcdr_mean['source masks'], 2)}. "
+            f"Moving the cup's threshold until each method's mean ratio is the target's (which takes target labels, so it is an analysis and no row) changes cup Dice: "
+            f"source-only MFM {share('mfm_source')}, MFM-DA {share('mfm_da')}, oracle {share('oracle')}.")
+
 # %% ../nbs/12_report.ipynb #727b76b5
 def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  # rows of per_image.csv
     "`method` against each other method, by target and region: mean difference of Dice, 95 % bootstrap interval, p, n."
@@ -519,7 +536,7 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
 # %% ../nbs/12_report.ipynb #e45b1143
 def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` of the report step
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
-    brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint") if k in s}
+    brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
     first = lambda step, key: run.first(step).get(key)
     return report | dict(profile=run.profile.name, source=run.profile.source["name"], targets=list(run.profile.targets), seeds=list(run.profile.seeds),
         foundation={s["seed"]: s["chosen"] for s in run.steps if s["step"] == "4_foundation"}, foundation_description=first("4_foundation", "foundation"),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
-           'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'train_segmenter']
+           'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'train_segmenter']
 
 # %% ../nbs/09_segment.ipynb #ccb3df02
-import dataclasses, json
+import dataclasses, json, math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -124,6 +124,13 @@ def vertical_ratio(
         return (last - first + 1).clamp(min=0).float()
     disc, cup = height(probabilities > threshold).unbind(1)
     return torch.where(disc > 0, cup / disc, torch.nan)
+
+def disc_diameter(
+    probabilities: torch.Tensor,  # (B, 2, H, W): disc, cup
+    threshold: float = .5,
+) -> torch.Tensor:                # (B,) in [0, 1.13]; 0 where there is no disc
+    "Diameter of the circle with the disc's area, as a share of the image's width: how large a camera's crop shows the eye."
+    return 2 * ((probabilities[:, 0] > threshold).float().mean((1, 2)) / math.pi).sqrt()
 
 @dataclass
 class Prediction:
@@ -271,6 +278,10 @@ class _Trained(nn.Module):
         self.frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
     def state_dict(self): return {k: v for k, v in self.network.state_dict().items() if k not in self.frozen}
     def load_state_dict(self, state): self.network.load_state_dict(self.network.state_dict() | state)
+    def key(self):
+        "What must be the same for a checkpoint to fit: the frozen weights, the shapes of the others, the foundation's description."
+        about = self.network.foundation.description if isinstance(self.network, SegmentationModel) else dict(network=type(self.network).__name__)
+        return fingerprint(str({k: v for k, v in about.items() if k != "weights"}), *[[n, v if n in self.frozen else str(tuple(v.shape))] for n, v in sorted(self.network.state_dict().items())])
 
 def choose_term(
     parts: dict,  # terms of Eq. 12
@@ -307,8 +318,9 @@ def train_segmenter(
         with autocast(device, s.precision == "bf16"):
             parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if keep is None else keep[index])
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
-    data = [source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
-    history = fit(step, steps, dict(network=_Trained(network)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
+    trained = _Trained(network)
+    data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
+    history = fit(step, steps, dict(network=trained), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
     return Segmenter(network, s, history, dict(seed=seed, data=data, size=source.images.shape[-1], images=len(source)))
 
 def _check_pairs(source, translated, keep):

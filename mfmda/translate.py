@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['phase', 'time_weight', 'diffusion_weight', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused',
-           'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'colour_map', 'translate', 'invert', 'vary_colours',
-           'anatomy_kept', 'style_distance', 'score_translation', 'choose_step', 'adapt', 'write_pairs']
+           'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'transport', 'colour_map', 'recolour', 'translate',
+           'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation', 'choose_step', 'adapt',
+           'write_pairs']
 
 # %% ../nbs/06_translate.ipynb #6f78319a
 import json, math
@@ -16,9 +17,9 @@ from torch import nn
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from .config import InputError, atomic_path, autocast, load_profile, read_json, reference_root, write_json
+from .config import InputError, atomic_path, autocast, fingerprint, load_profile, read_json, reference_root, write_json
 from .training import draw, fit
-from .data import FundusSet, disc_cup, load_set
+from .data import FundusSet, disc_cup, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
 from .encoders import encode_all, style_loss
@@ -53,12 +54,16 @@ class FusedUNet(nn.Module):
 
     def forward(self, x_t, t, condition=None):  # (B, 3, H, W) in [-1, 1], (B,), image like x_t -> eps (B, 3, H, W)
         if condition is None: return decode(self.unet, *encode(self.unet, x_t, t))
-        c_t = q_sample(condition, t, torch.randn_like(condition))
-        h, skips, emb = encode(self.unet, torch.cat([x_t, c_t]), torch.cat([t, t]))
-        (h, E), n = h.chunk(2), len(x_t)
-        m = phase(t).view(-1, 1, 1, 1).to(h.dtype)
-        h = h + self.fusion(torch.cat([h, m * E + (1 - m) * torch.randn_like(E)], 1))
-        return decode(self.unet, h, tuple(s[:n] for s in skips), emb[:n])
+        n, m = len(x_t), phase(t).view(-1, 1, 1, 1)
+        if m.max() < 1e-6:                                          # noise phase: the condition cannot be heard, so it is not computed
+            h, skips, emb = encode(self.unet, x_t, t)
+            heard = torch.randn_like(h)
+        else:
+            c_t = q_sample(condition, t, torch.randn_like(condition))
+            h, skips, emb = encode(self.unet, torch.cat([x_t, c_t]), torch.cat([t, t]))
+            (h, E), m = h.chunk(2), m.to(h.dtype)
+            heard = m * E + (1 - m) * torch.randn_like(E)
+        return decode(self.unet, h + self.fusion(torch.cat([h, heard], 1)), tuple(s[:n] for s in skips), emb[:n])
 
 # %% ../nbs/06_translate.ipynb #cf80e413
 def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision="fp32", device="cpu", checkpoint=None, key=(), label="content fusion"):
@@ -66,6 +71,7 @@ def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision
     torch.manual_seed(seed)
     model = FusedUNet(unet.requires_grad_(False)).to(device)
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings["warmup_lr"])
+    key = (key, fingerprint(list(unet.state_dict().values())))
     def step(i):
         x0 = to_model(flip(images[draw(len(images), 8, seed, i)].float() / 255)).to(device)
         t, eps = torch.randint(0, 1000, (len(x0),)).to(device), torch.randn_like(x0)
@@ -157,31 +163,51 @@ def _symmetric_pad(x, pad):
     return x
 
 # %% ../nbs/06_translate.ipynb #17a0a031
-def colour_map(source: torch.Tensor, translated: torch.Tensor, radius: float = .25, eps: float = 1e-3) -> torch.Tensor:
-    "Apply to `source` the locally affine colour map that best explains `translated`; all (B, 3, H, W) in [0, 1]; radius as a share of the width."
-    r = max(1, round(radius * source.shape[-1]))
-    box = lambda x: _box(x, r)
-    def moments(mean):
-        mx, my = mean(source), mean(translated)
-        outer = lambda a, b: (a[:, :, None] * b[:, None]).flatten(1, 2)
-        return mx, my, mean(outer(source, source)) - outer(mx, mx), mean(outer(source, translated)) - outer(mx, my)
-    to_matrix = lambda x: x.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2)
-    *_, gxx, gxy = moments(lambda x: x.mean((2, 3), keepdim=True))
-    ridge = eps * torch.eye(3)
-    whole = torch.linalg.solve(to_matrix(gxx) + 1e-5 * torch.eye(3), to_matrix(gxy))
-    mx, my, sxx, sxy = moments(box)
-    slope = torch.linalg.solve(to_matrix(sxx) + ridge, to_matrix(sxy) + eps * whole)                # (B, H, W, 3, 3)
-    slope = slope.permute(0, 3, 4, 1, 2)
-    offset = my - torch.einsum("bijhw,bihw->bjhw", slope, mx)
-    slope, offset = box(slope.flatten(1, 2)).unflatten(1, (3, 3)), box(offset)
-    return (torch.einsum("bijhw,bihw->bjhw", slope, source) + offset).clamp(0, 1)
+def _root(matrix, inverse=False):
+    "Square root of symmetric positive matrices (..., 3, 3), or its inverse."
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp(min=1e-8)
+    return (vectors * (values.rsqrt() if inverse else values.sqrt())[..., None, :]) @ vectors.mT
+
+def transport(source_cov: torch.Tensor, target_cov: torch.Tensor) -> torch.Tensor:
+    "The symmetric A with A Σ_S Aᵀ = Σ_T: optimal transport between Gaussians; all (..., 3, 3)."
+    half, back = _root(source_cov), _root(source_cov, inverse=True)
+    return back @ _root(half @ target_cov @ half) @ back
 
 def _box(x, r):
     "Mean over (2r+1)² windows, cut at the border."
-    for dim, size in ((2, (2*r + 1, 1)), (3, (1, 2*r + 1))):
-        pad = tuple(v // 2 for v in size)
-        x = F.avg_pool2d(x, size, 1, pad, count_include_pad=False)
+    for size in ((2*r + 1, 1), (1, 2*r + 1)): x = F.avg_pool2d(x, size, 1, tuple(v // 2 for v in size), count_include_pad=False)
     return x
+
+def _move(matrix, x): return torch.einsum("bijhw,bjhw->bihw", matrix, x)
+
+def colour_map(source: torch.Tensor, translated: torch.Tensor, radius: float = .25, eps: float = 1e-4) -> torch.Tensor:
+    """Give each patch of `source` the colours of the same patch of `translated`; all (B, 3, H, W) in [0, 1].
+    radius: half a window, as a share of the width; eps: variance added to both, so that flat patches stay flat."""
+    r, step = max(1, round(radius * source.shape[-1])), max(1, source.shape[-1] // 16)
+    def moments(x):
+        mean, outer = _box(x, r), (x[:, :, None] * x[:, None]).flatten(1, 2)
+        cov = (_box(outer, r) - (mean[:, :, None] * mean[:, None]).flatten(1, 2))[..., step//2::step, step//2::step]   # windows overlap: every few pixels will do
+        return mean, cov.unflatten(1, (3, 3)).permute(0, 3, 4, 1, 2) + eps * torch.eye(3)
+    (mean_s, cov_s), (mean_t, cov_t) = moments(source), moments(translated)
+    matrix = transport(cov_s, cov_t).permute(0, 3, 4, 1, 2).flatten(1, 2)
+    matrix = F.interpolate(matrix, source.shape[-2:], mode="bilinear").unflatten(1, (3, 3))
+    offset = mean_t - _move(matrix, mean_s)
+    return (_move(_box(matrix.flatten(1, 2), r).unflatten(1, (3, 3)), source) + _box(offset, r)).clamp(0, 1)
+
+def recolour(images: torch.Tensor, references: torch.Tensor, seed: int = 0, eps: float = 1e-4, dark: float = .08) -> torch.Tensor:
+    """Give each source image the palette of one target image, inside the field of view (some channel above `dark`).
+    images (N, 3, S, S) and references (K, 3, S, S) in [0, 1] -> (N, 3, S, S); which one is drawn from `seed`, as for every rival."""
+    def moments(x):
+        inside = (x.amax(1, keepdim=True) > dark).float(); n = inside.sum((2, 3)).clamp(min=1)
+        mean = (x * inside).sum((2, 3)) / n
+        centred = ((x - mean[..., None, None]) * inside).flatten(2)
+        return mean, centred @ centred.mT / n[..., None] + eps * torch.eye(3), inside
+    drawn = draw_references(len(images), len(references), seed)
+    (mean_s, cov_s, inside), (mean_t, cov_t, _) = moments(images), moments(references)
+    moved = torch.einsum("bij,bjhw->bihw", transport(cov_s, cov_t[drawn]), images - mean_s[..., None, None]) + mean_t[drawn][..., None, None]
+    soft = _box(inside, 2) * inside
+    return (moved * soft + images * (1 - soft)).clamp(0, 1)
 
 # %% ../nbs/06_translate.ipynb #87b59fb1
 @torch.no_grad()
@@ -190,15 +216,18 @@ def translate(
     images: torch.Tensor,    # (N, 3, S, S) in [0, 1], source
     recipe: dict,            # see `config.RECIPES`
     seed: int = 0, source_model=None, batch: int = 32, precision: str = "fp32",
+    shots: torch.Tensor | None = None,  # (K, 3, S, S) uint8, the target images: for recipes that recolour
 ) -> torch.Tensor:           # (N, 3, S, S) in [0, 1]
     "Translate source images into target style; deterministic per (seed, position)."
     if recipe["method"] not in ("noise", "invert"): raise InputError(f"recipe method={recipe['method']!r}: expected 'noise' or 'invert'.")
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
+    if recipe["recolour"] and shots is None: raise InputError("a recipe with recolour=True takes its palettes from the target images; pass shots=.")
+    start = recolour(images, shots.float() / 255, seed) if recipe["recolour"] else images
     done = []
-    for k, part in enumerate(images.split(batch)):
+    for k, (part, begin) in enumerate(zip(images.split(batch), start.split(batch))):
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
         with autocast("cpu", precision == "bf16"):
-            x = to_image(_reverse(model, to_model(part), recipe, source_model))
+            x = to_image(_reverse(model, to_model(begin), recipe, source_model))
         done.append(colour_map(part, x, **recipe["colour_map"]) if recipe["colour_map"] else x)
     return torch.cat(done)
 
@@ -228,10 +257,13 @@ def invert(model, x0, times):
 
 # %% ../nbs/06_translate.ipynb #9db85f80
 def vary_colours(images: torch.Tensor, seed: int = 0) -> torch.Tensor:  # (N, 3, S, S) uint8 -> the same
-    "The same eyes in random colours: gamma, gain and offset drawn per image and channel. For the anatomy scorer alone, never for a row of the table."
+    "The same eyes in random gamma, contrast and colour, from dark to bright. For the anatomy scorer alone, never for a row of the table."
     g = torch.Generator().manual_seed(seed)
-    uniform = lambda low, high: low + (high - low) * torch.rand(len(images), 3, 1, 1, generator=g)
-    x = (images.float() / 255) ** torch.exp(uniform(-.5, .5)) * uniform(.5, 1.3) + uniform(-.1, .15)
+    uniform = lambda low, high, channels=3: low + (high - low) * torch.rand(len(images), channels, 1, 1, generator=g)
+    x = (images.float() / 255) ** torch.exp(uniform(-.5, .5) + uniform(-.3, .3, 1))
+    mean = x.mean((2, 3), keepdim=True)
+    x = mean + (x - mean) * uniform(.3, 1.2, 1) * uniform(.7, 1.2)
+    x = x * torch.exp(uniform(-1.2, .2, 1) + uniform(-.7, .3)) + uniform(-.03, .12)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 # %% ../nbs/06_translate.ipynb #8feb7a50
@@ -276,6 +308,9 @@ def adapt(
     adaptor = DynamicInstanceAwareAdaptor(data.encoder.dim)
     optimizer = torch.optim.Adam([*model.parameters(), *adaptor.parameters()], lr=settings["lr"], betas=(.9, .99))
     folder = Path(folder) if folder is not None else None
+    key = (key, fingerprint(list(model.state_dict().values())))
+    if folder is not None and not (folder/"state.pt").exists():        # a fresh start: scores and models of another run must not be taken for its own
+        for stale in folder.glob("score*.json"): stale.unlink()
     def score_at(step):
         if score is None: return
         if folder is None: scores.append(dict(step=step) | score(model.eval(), step)); model.train(); return

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from mfmda.config import load_profile
+from mfmda.config import PROFILES as KNOWN, load_profile
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-PROFILES = sorted(folder.name for folder in FIGURES.iterdir() if (folder / "run.json").exists()) if FIGURES.exists() else []
+PROFILES = sorted(folder.name for folder in FIGURES.iterdir() if folder.name in KNOWN and (folder / "run.json").exists()) if FIGURES.exists() else []
 METHODS = {"unet_source", "mfm_source", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle"}
 COLUMNS = ("source,target,method,seed,image,disc_dice,cup_dice,disc_iou,cup_iou,disc_hd95,cup_hd95,disc_assd,cup_assd,vcdr_error").split(",")
 

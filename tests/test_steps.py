@@ -1,4 +1,5 @@
-"""The plan of a run, as Snakemake reads it: nothing is executed here."""
+"""The plan of a run, as Snakemake reads it."""
+import json
 import shutil
 import subprocess
 import sys
@@ -45,9 +46,9 @@ def test_a_clone_with_committed_results_still_runs_every_step(clone):
 
 def test_a_finished_step_is_not_run_again(clone):
     steps = plan(load_profile("mini"), clone)
-    first = next(iter(steps.values()))["output"]
+    first = Path(f"{next(iter(steps.values()))['output']}.done")
     first.parent.mkdir(parents=True)
-    first.write_text("{}")
+    first.touch()
     run = dry_run(clone, "mini")
     assert len(planned(run)) == len(steps) - 1
 
@@ -56,3 +57,17 @@ def test_an_unknown_profile_is_one_clear_line(clone):
     run = dry_run(clone, "minni")
     assert run.returncode != 0 and "profile='minni' is unknown" in run.stderr and "Traceback" not in run.stderr
     assert not (clone / "runs").exists()
+
+
+def test_a_step_that_fails_under_snakemake_leaves_earlier_results(clone):
+    "Snakemake removes what a rule declares before it runs it; the results of an earlier run must not be among it."
+    profile = clone / "broken.json"
+    profile.write_text(json.dumps(dict(base="smoke", source=dict(name="clinic", train="folder:absent", test="folder:absent"))))
+    old = plan(load_profile(profile), clone)["1_source_ddpm", 0, ""]["output"]
+    old.parent.mkdir(parents=True)
+    old.write_text('{"earlier": 1}')
+    Path(f"{old}.done").touch()
+    run = subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--forcerun", "step_1_source_ddpm_seed0", "--until", "step_1_source_ddpm_seed0",
+                          "--config", f"profile={profile}"], cwd=clone, capture_output=True, text=True)
+    assert run.returncode != 0 and "absent" in run.stdout + run.stderr
+    assert old.read_text() == '{"earlier": 1}' and not Path(f"{old}.done").exists()
