@@ -50,6 +50,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                               'mfmda.config._remove_tree': ('config.html#_remove_tree', 'mfmda/config.py'),
                               'mfmda.config.atomic_path': ('config.html#atomic_path', 'mfmda/config.py'),
                               'mfmda.config.autocast': ('config.html#autocast', 'mfmda/config.py'),
+                              'mfmda.config.bf16_is_native': ('config.html#bf16_is_native', 'mfmda/config.py'),
                               'mfmda.config.data_root': ('config.html#data_root', 'mfmda/config.py'),
                               'mfmda.config.fingerprint': ('config.html#fingerprint', 'mfmda/config.py'),
                               'mfmda.config.git_commit': ('config.html#git_commit', 'mfmda/config.py'),

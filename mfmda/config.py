@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'InputError', 'TrainingError', 'mend_torchvision', 'atomic_path',
-           'write_json', 'read_json', 'data_root', 'reference_root', 'pick_device', 'autocast', 'seed_everything',
-           'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
-           'load_profile', 'settings_of', 'Layout']
+           'write_json', 'read_json', 'data_root', 'reference_root', 'pick_device', 'bf16_is_native', 'autocast',
+           'seed_everything', 'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance',
+           'merge', 'Profile', 'load_profile', 'settings_of', 'Layout']
 
 # %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
@@ -105,10 +105,18 @@ def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
     try: return torch.device(name)
     except RuntimeError: raise InputError(f"device={name!r}: expected 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'.") from None
 
-def autocast(device, enabled: bool):
-    "bf16 autocast on `device`, or nothing."
+def bf16_is_native(device) -> bool:
+    "Whether `device` computes in bf16 itself. A CPU that only emulates it is 10 to 30 times slower than in fp32."
     import torch
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)
+    if torch.device(device).type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type == "mps": return True
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+def autocast(device, enabled: bool):
+    "bf16 autocast on a `device` that has it, or nothing: then the run is fp32, and its record says so."
+    import torch
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled and bf16_is_native(device))
 
 def seed_everything(seed: int):
     "Seed Python, NumPy and torch."
@@ -171,7 +179,7 @@ class Stopwatch:
 def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch: Stopwatch, **facts) -> dict:
     "The record that goes beside a step's output; `facts` adds what only that step knows."
     return dict(step=step, params=params, seed=seed, data_fingerprint=data_fingerprint, versions=versions(), commit=git_commit(),
-                machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count()),
+                machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count(), bf16=bf16_is_native("cpu")),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
 # %% ../nbs/00_config.ipynb #b10e34e0
@@ -205,11 +213,11 @@ PROFILES = {
                   ddpm=dict(channels=[16, 32, 32], steps=30), adapt=dict(warmup_steps=6, steps=12, score_every=6, score_images=8),
                   foundation=dict(candidates=["efficientnet_lite0", "vit_mae"], image_size=64, lora=dict(targets=DEEP), mae=dict(steps=6, batch=16, images=64)), segment=dict(steps=12, batch=4)),
     "mini": dict(note="three phantom targets, one seed: the default of `make reproduce`", precision="bf16", **_phantom_sets(300, 110, 100),
-                 ddpm=dict(steps=1200), adapt=dict(steps=80), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
+                 ddpm=dict(steps=1200, batch=8), adapt=dict(steps=80), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
     "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", size=64, precision="bf16",
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
-                   ddpm=dict(steps=1500), foundation=dict(lora=dict(targets=DEEP)),
+                   ddpm=dict(steps=1500, batch=8), foundation=dict(lora=dict(targets=DEEP)),
                    segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # covers `size_ratio` of step 5: discs found in the ten unlabelled shots against the source's
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
