@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'CAMERAS', 'TARGETS', 'measure_image', 'measure_mask', 'measure_set', 'Eye', 'draw_eye', 'draw_mask',
-           'log_reflectance', 'CameraStyle', 'photograph', 'phantom_batch', 'colour_distance', 'random_camera']
+           'log_reflectance', 'CameraStyle', 'photograph', 'find_style', 'phantom_batch', 'colour_distance',
+           'random_camera']
 
 # %% ../nbs/01_phantom.ipynb #58507cc2
 import io
@@ -412,20 +413,25 @@ CAMERAS = {style.name: style for style in [
 ]}
 
 # %% ../nbs/01_phantom.ipynb #d875955d
-def _find_style(camera):
+def find_style(
+    camera: "str | CameraStyle",  # a name in `CAMERAS`, "random_<n>" for the n-th of `random_camera`'s, or a style
+) -> CameraStyle:
+    "The style behind a name; `InputError` for a name that nothing has."
     if isinstance(camera, CameraStyle): return camera
     if isinstance(camera, str) and camera in CAMERAS: return CAMERAS[camera]
-    raise InputError(f"camera={camera!r}: no such phantom camera; expected one of {', '.join(CAMERAS)}, or a CameraStyle.")
+    kind, _, n = str(camera).rpartition("_")
+    if kind == "random" and n.isdecimal(): return random_camera(np.random.default_rng(int(n)))
+    raise InputError(f"camera={camera!r}: no such phantom camera; expected one of {', '.join(CAMERAS)}, random_<n>, or a CameraStyle.")
 
 # %% ../nbs/01_phantom.ipynb #665f1c78
 def phantom_batch(
     seed: int,  # of the population of eyes
     indices,  # integers >= 0, one for each eye
-    camera: "str | CameraStyle",  # a name in `CAMERAS`, or a style
+    camera: "str | CameraStyle",  # of `find_style`
     size: int = 64,  # pixels, 16 or more
 ) -> tuple[np.ndarray, np.ndarray]:  # images uint8 (N,3,S,S) RGB; masks uint8 (N,S,S): 0 background, 1 rim, 2 cup
     "Eyes through a camera; each depends on (seed, index, camera, size) alone. Raises `InputError` on bad input."
-    style, wanted = _find_style(camera), np.asarray(indices).ravel()
+    style, wanted = find_style(camera), np.asarray(indices).ravel()
     if size < 16: raise InputError(f"size={size}: too small to show a cup; expected 16 pixels or more.")
     if wanted.size and wanted.dtype.kind not in "iu":
         raise InputError(f"indices: found values of type {wanted.dtype}; expected whole numbers.")

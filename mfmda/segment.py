@@ -30,8 +30,8 @@ class Decoder(nn.Module):
     "Pyramid → two logits (disc, cup). Source: the decoder in paper.md, for any number of levels."
     def __init__(self,
         channels: list[int],  # channels of the pyramid's maps, fine to coarse
-        width: int = 32,      # channels at the finest level
-        growth: int = 1,      # width of level i is width·growth^i; the paper's 64, 128, 256, 512 is width=64, growth=2
+        width: int = 16,      # channels at the finest level
+        growth: int = 2,      # width of level i is width·growth^i; the paper's 64, 128, 256, 512 is width=64
         up: str = "bilinear", # or "transposed", as in the paper
     ):
         super().__init__()
@@ -158,7 +158,7 @@ class Segmenter:
     def __call__(self, images: torch.Tensor, batch: int = 64) -> torch.Tensor:
         "images (B,3,H,W) in [0,1] → probabilities (B,2,H,W) of disc and cup, on the CPU."
         self.network.eval()
-        return torch.cat([self.network(part.to(self.device)).float().sigmoid().cpu() for part in check_images(images).split(batch)])
+        return torch.cat([self.network(part.to(self.device, memory_format=torch.channels_last)).float().sigmoid().cpu() for part in check_images(images).split(batch)])
 
     def predict(self, images: torch.Tensor, batch: int = 64) -> Prediction:
         "images (B,3,H,W) in [0,1] → disc, cup and vertical cup-to-disc ratio."
@@ -306,7 +306,7 @@ def train_segmenter(
     "Stage 2 (Eq. 12). Raises `InputError` where masks are missing or pairs do not fit, `TrainingError` for a loss that is not finite."
     _check_pairs(source, translated, keep)
     s, device, three = settings, pick_device(device), settings.optimisation == "three_steps" and translated is not None
-    network.to(device).train()
+    network.to(device, memory_format=torch.channels_last).train()      # a CNN on a CPU takes a fifth less time so
     steps = s.steps * (3 if three else 1)
     optimiser, schedule = _optimiser(network, s, steps)
     def step(i):
@@ -314,7 +314,7 @@ def train_segmenter(
         index = draw(len(source), s.batch, seed, b)
         x = [images[index].float() / 255 for images in (source.images, translated) if images is not None]
         x, mask = augment(x, source.masks[index], torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63), **s.augmentation)
-        x, mask = [t.to(device) for t in x], mask.to(device)
+        x, mask = [t.to(device, memory_format=torch.channels_last) for t in x], mask.to(device)
         with autocast(device, s.precision == "bf16"):
             parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if keep is None else keep[index])
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
