@@ -30,8 +30,8 @@ class Decoder(nn.Module):
     "Pyramid → two logits (disc, cup). Source: the decoder in paper.md, for any number of levels."
     def __init__(self,
         channels: list[int],  # channels of the pyramid's maps, fine to coarse
-        width: int = 16,      # channels at the finest level
-        growth: int = 2,      # width of level i is width·growth^i; the paper's 64, 128, 256, 512 is width=64
+        width: int = 32,      # channels at the finest level
+        growth: int = 1,      # width of level i is width·growth^i; the paper's 64, 128, 256, 512 is width=64, growth=2
         up: str = "bilinear", # or "transposed", as in the paper
     ):
         super().__init__()
