@@ -221,15 +221,16 @@ def translate(
     "Translate source images into target style; deterministic per (seed, position)."
     if recipe["method"] not in ("noise", "invert"): raise InputError(f"recipe method={recipe['method']!r}: expected 'noise' or 'invert'.")
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
+    if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour=True, or redraw=1.")
     if recipe["recolour"] and shots is None: raise InputError("a recipe with recolour=True takes its palettes from the target images; pass shots=.")
     start = recolour(images, shots.float() / 255, seed) if recipe["recolour"] else images
-    done = []
-    for k, (part, begin) in enumerate(zip(images.split(batch), start.split(batch))):
+    drawn, out = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < recipe["redraw"], start.clone()
+    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch)):
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
         with autocast("cpu", precision == "bf16"):
-            x = to_image(_reverse(model, to_model(begin), recipe, source_model))
-        done.append(colour_map(part, x, **recipe["colour_map"]) if recipe["colour_map"] else x)
-    return torch.cat(done)
+            x = to_image(_reverse(model, to_model(start[part]), recipe, source_model))
+        out[part] = colour_map(images[part], x, **recipe["colour_map"]) if recipe["colour_map"] else x
+    return out
 
 def _reverse(model, x0, recipe, source_model):
     "The reverse process from `start` to 0 for one batch in [−1, 1]; state x and structure path y share each network call."
