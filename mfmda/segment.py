@@ -148,7 +148,7 @@ class Prediction:
 class Segmenter:
     "A trained network that is ready to use. `predict` for a person, calling it for a program."
     def __init__(self, network: nn.Module, settings=None, history=None, facts: dict | None = None):
-        self.network = network.eval()
+        self.network = network.eval().to(memory_format=torch.channels_last)
         self.settings, self.history, self.facts = settings, history or [], facts or {}
 
     @property
