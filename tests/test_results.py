@@ -2,12 +2,14 @@
 import csv
 import json
 import math
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from scipy import stats
 
 from mfmda.config import PROFILES as KNOWN, load_profile
 
@@ -61,6 +63,28 @@ def test_table_cells_are_means_of_their_rows(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_statistics_are_what_scipy_alone_makes_of_the_rows(profile):
+    rows, target = rows_of(profile), next(iter(load_profile(profile).targets))
+    scores = defaultdict(lambda: defaultdict(list))
+    for r in rows:
+        if r["target"] == target:
+            scores[r["method"]][r["image"]].append(float(r["cup_dice"]))
+    images = sorted(scores["mfm_da"])
+    means = {method: [math.fsum(of[i]) / len(of[i]) for i in images] for method, of in scores.items()}
+    cell = next(r for r in rows_of(profile, "table1") if (r["target"], r["method"]) == (target, "mfm_da"))
+    assert math.isclose(float(cell["cup_dice_mean"]), stats.tmean(means["mfm_da"]), abs_tol=2e-6)
+    interval = stats.bootstrap((means["mfm_da"],), statistics.fmean, n_resamples=2000, method="percentile", vectorized=False, rng=1).confidence_interval
+    width = interval.high - interval.low
+    assert abs(float(cell["cup_dice_low"]) - interval.low) < .15 * width and abs(float(cell["cup_dice_high"]) - interval.high) < .15 * width
+    paired = rows_of(profile, "paired")
+    for row in paired:
+        if (row["target"], row["region"]) == (target, "cup") and means[row["against"]] != means["mfm_da"]:
+            assert math.isclose(float(row["p"]), stats.wilcoxon(means["mfm_da"], means[row["against"]]).pvalue, rel_tol=1e-3, abs_tol=1e-6)
+    corrected = [float(r["p_holm"]) for r in sorted(paired, key=lambda r: float(r["p"]))]
+    assert corrected == sorted(corrected) and math.isclose(corrected[0], min(1, len(paired) * min(float(r["p"]) for r in paired)), abs_tol=1e-4)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_run_says_where_it_comes_from(profile):
     run = json.loads((FIGURES / profile / "run.json").read_text())
     text = json.dumps(run)
@@ -70,7 +94,7 @@ def test_every_run_says_where_it_comes_from(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_pictures_can_be_opened(profile):
-    for name in ("fig1", "fig2", "fig3"):
+    for name in ("fig1", "fig2", "fig3", "fig4_translation", "fig5_intervals", "fig6_gains"):
         with Image.open(FIGURES / profile / f"{name}.png") as picture:
             assert min(picture.size) > 200 and len(set(picture.convert("L").resize((32, 32)).tobytes())) > 8   # not an empty canvas
         assert ElementTree.parse(FIGURES / profile / f"{name}.svg").getroot().tag.endswith("svg")
