@@ -15,7 +15,7 @@ from mfmda.config import PROFILES as KNOWN, load_profile
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 PROFILES = sorted(folder.name for folder in FIGURES.iterdir() if folder.name in KNOWN and (folder / "run.json").exists()) if FIGURES.exists() else []
-METHODS = {"unet_source", "mfm_source", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle"}
+METHODS = {"unet_source", "unet_adabn", "unet_tent", "mfm_source", "mfm_adabn", "mfm_tent", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle"}
 COLUMNS = ("source,target,method,seed,image,disc_dice,cup_dice,disc_iou,cup_iou,disc_hd95,cup_hd95,disc_assd,cup_assd,vcdr_error").split(",")
 
 if not PROFILES:
