@@ -576,6 +576,7 @@ def figure5(table: pd.DataFrame, targets) -> Figure:  # of `table1`
             ax.axvline(rows.loc["mfm_source", f"{region}_dice_mean"], color=SOFT, linewidth=.7, linestyle="--", zorder=0)
             ax.set(yticks=range(len(methods)), yticklabels=[SHORT[m].replace("\n", " ") for m in methods], title=f"{domain_name(target)}: {region}")
         for ax in axes[-1]: ax.set_xlabel("Dice")
+        for ax in axes.flat: ax.locator_params(axis="x", nbins=4)
     return fig
 
 # %% ../nbs/12_report.ipynb #a2dac923

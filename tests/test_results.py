@@ -80,7 +80,7 @@ def test_statistics_are_what_scipy_alone_makes_of_the_rows(profile):
     for row in paired:
         if (row["target"], row["region"]) == (target, "cup") and means[row["against"]] != means["mfm_da"]:
             assert math.isclose(float(row["p"]), stats.wilcoxon(means["mfm_da"], means[row["against"]]).pvalue, rel_tol=1e-3, abs_tol=1e-6)
-    corrected = [float(r["p_holm"]) for r in sorted(paired, key=lambda r: float(r["p"]))]
+    corrected = [float(r["p_holm"]) for r in sorted(paired, key=lambda r: (float(r["p"]), float(r["p_holm"])))]
     assert corrected == sorted(corrected) and math.isclose(corrected[0], min(1, len(paired) * min(float(r["p"]) for r in paired)), abs_tol=1e-4)
 
 
