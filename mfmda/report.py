@@ -485,7 +485,7 @@ def figure4(translation: pd.DataFrame) -> Figure:  # of `translation_table`
         fig = Drawing(figsize=(min(WIDTH, 2.3 * len(targets) + .9), 2.3), layout="constrained"); axes = fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]
         for ax, target in zip(axes, targets):
             for seed, path in translation[translation.target == target].groupby("seed"): dots = _path(ax, path, last)
-            ax.set_title(domain_name(target)); ax.set_xlabel("style distance (relative Gram difference)"); ax.margins(.18, .15)
+            ax.set_title(domain_name(target)); ax.set_xlabel("style distance"); ax.margins(.18, .15)
         axes[0].set_ylabel("anatomy kept (mean Dice)"); fig.colorbar(dots, ax=axes, label="adaptation step", aspect=30).outline.set_visible(False)
         marks = [mpl.lines.Line2D([], [], linestyle="", marker=m, markersize=s, markerfacecolor="none", markeredgecolor=c, markeredgewidth=1.2) for m, s, c in (("o", 7, "#D55E00"), ("x", 5, INK))]
         fig.legend(marks, ["chosen step", "untranslated source"], loc="outside upper center", ncols=2)
