@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                  'mfmda.baselines._checked': ('baselines.html#_checked', 'mfmda/baselines.py'),
                                  'mfmda.baselines._copied': ('baselines.html#_copied', 'mfmda/baselines.py'),
                                  'mfmda.baselines._double_conv': ('baselines.html#_double_conv', 'mfmda/baselines.py'),
+                                 'mfmda.baselines._measure': ('baselines.html#_measure', 'mfmda/baselines.py'),
                                  'mfmda.baselines._norms': ('baselines.html#_norms', 'mfmda/baselines.py'),
                                  'mfmda.baselines.adabn': ('baselines.html#adabn', 'mfmda/baselines.py'),
                                  'mfmda.baselines.fda': ('baselines.html#fda', 'mfmda/baselines.py'),

@@ -95,15 +95,19 @@ def _copied(segmenter, shots, name):
     return Segmenter(copy.deepcopy(segmenter.network), segmenter.settings, segmenter.history, segmenter.facts | dict(adapted=name)), shots.float().to(segmenter.device) / 255
 
 @torch.no_grad()
+def _measure(network, x):
+    "Set the statistics of the normalisations to those of images x and their mirror images."
+    for m in (norms := _norms(network)): m.reset_running_stats(); m.momentum = None; m.train()   # None: a plain mean over batches
+    network(x); network(x.flip(3))
+    for m in norms: m.eval()
+
 def adabn(
     segmenter: Segmenter,  # trained on the source; it is not changed
     shots: torch.Tensor,   # (K, 3, S, S) uint8, unlabelled target images
 ) -> Segmenter:
     "A copy of the segmenter whose batch normalisation has the target's statistics."
     adapted, x = _copied(segmenter, shots, "AdaBN")
-    for m in (norms := _norms(adapted.network)): m.reset_running_stats(); m.momentum = None; m.train()   # None: a plain mean over batches
-    adapted.network(x); adapted.network(x.flip(3))
-    for m in norms: m.eval()
+    _measure(adapted.network, x)
     return adapted
 
 # %% ../nbs/11_baselines.ipynb #803fc365
@@ -125,6 +129,7 @@ def tent(
     for _ in range(len(shots) if steps is None else steps):
         for m in norms: m.train()
         loss = mean_entropy(adapted.network(x)); optimizer.zero_grad(); loss.backward(); optimizer.step()
-    return adabn(adapted, shots)
+    _measure(adapted.network, x)
+    return adapted
 
 ADAPTERS = {"adabn": adabn, "tent": tent}

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from .config import InputError, data_root, fingerprint
-from .phantom import CAMERAS, find_style, phantom_batch
+from .phantom import CAMERAS, phantom_batch
 
 # %% ../nbs/02_data.ipynb #a707537c
 def disc_cup(
@@ -279,7 +279,6 @@ def load_phantoms(
     size: int = 64,   # side in pixels; masks are drawn exactly at this size
 ) -> FundusSet:
     "Draw phantoms `start … start + count − 1` of population `seed` through one camera."
-    find_style(camera)
     if count < 1 or start < 0: raise InputError(f"start={start}, count={count}: expected start ≥ 0 and count ≥ 1.")
     _check_size(size)
     images, masks = phantom_batch(seed, np.arange(start, start + count), camera, size)
