@@ -11,7 +11,7 @@ import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from skimage.color import lab2rgb, rgb2lab
 from .config import InputError
 from .data import draw_references
-from .segment import Segmenter
+from .segment import Segmenter, measure_statistics, trained_norms
 
 # %% ../nbs/11_baselines.ipynb #1cd1732b
 def _checked(images, references):
@@ -84,22 +84,10 @@ class SmallUNet(nn.Module):
         return self.head(x)
 
 # %% ../nbs/11_baselines.ipynb #8b875db7
-def _norms(network):
-    "The batch normalisations that training has set: the decoder's of a foundation model, all of another network."
-    found = [m for m in getattr(network, "decoder", network).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not found: raise InputError(f"{type(network).__name__}: has no batch normalisation to adapt; expected a network that has.")
-    return found
-
 def _copied(segmenter, shots, name):
+    if not trained_norms(segmenter.network): raise InputError(f"{type(segmenter.network).__name__}: has no batch normalisation to adapt; expected a network that has.")
     if shots.dtype != torch.uint8 or shots.ndim != 4 or not len(shots): raise InputError(f"shots: found {shots.dtype} {tuple(shots.shape)}; expected torch.uint8 (K, 3, S, S) with K ≥ 1.")
     return Segmenter(copy.deepcopy(segmenter.network), segmenter.settings, segmenter.history, segmenter.facts | dict(adapted=name)), shots.float().to(segmenter.device) / 255
-
-@torch.no_grad()
-def _measure(network, x):
-    "Set the statistics of the normalisations to those of images x and their mirror images."
-    for m in (norms := _norms(network)): m.reset_running_stats(); m.momentum = None; m.train()   # None: a plain mean over batches
-    network(x); network(x.flip(3))
-    for m in norms: m.eval()
 
 def adabn(
     segmenter: Segmenter,  # trained on the source; it is not changed
@@ -107,7 +95,7 @@ def adabn(
 ) -> Segmenter:
     "A copy of the segmenter whose batch normalisation has the target's statistics."
     adapted, x = _copied(segmenter, shots, "AdaBN")
-    _measure(adapted.network, x)
+    measure_statistics(adapted.network, [x, x.flip(3)])
     return adapted
 
 # %% ../nbs/11_baselines.ipynb #803fc365
@@ -122,14 +110,14 @@ def tent(
 ) -> Segmenter:
     "A copy of the segmenter, adapted by entropy minimisation."
     adapted, x = _copied(segmenter, shots, "TENT")
-    norms = _norms(adapted.network); affine = [p for m in norms for p in m.parameters()]
+    norms = trained_norms(adapted.network); affine = [p for m in norms for p in m.parameters()]
     for p in adapted.network.parameters(): p.requires_grad_(False)
     for p in affine: p.requires_grad_(True)
     optimizer = torch.optim.Adam(affine, lr)
     for _ in range(len(shots) if steps is None else steps):
         for m in norms: m.train()
         loss = mean_entropy(adapted.network(x)); optimizer.zero_grad(); loss.backward(); optimizer.step()
-    _measure(adapted.network, x)
+    measure_statistics(adapted.network, [x, x.flip(3)])
     return adapted
 
 ADAPTERS = {"adabn": adabn, "tent": tent}

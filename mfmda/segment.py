@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
-           'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'train_segmenter']
+           'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'trained_norms',
+           'measure_statistics', 'train_segmenter']
 
 # %% ../nbs/09_segment.ipynb #ccb3df02
 import dataclasses, json, math
@@ -251,16 +252,17 @@ class SegmentSettings:
     optimisation: str = "one_sum"    # Eq. 12; or "three_steps", as released
     align_weight: float = 1.         # w
     precision: str = "fp32"          # or "bf16"
+    statistics: str = "measured"     # of batch normalisation: measured after training, or "running"
     augmentation: dict = dataclasses.field(default_factory=dict)  # ranges of `data.augment`
 
     def __post_init__(self):
-        for name, allowed in dict(optimiser=("adamw", "sgd"), optimisation=("one_sum", "three_steps"), precision=("fp32", "bf16")).items():
+        for name, allowed in dict(optimiser=("adamw", "sgd"), optimisation=("one_sum", "three_steps"), precision=("fp32", "bf16"), statistics=("measured", "running")).items():
             if getattr(self, name) not in allowed: raise InputError(f"{name}={getattr(self, name)!r}: expected {' or '.join(map(repr, allowed))}.")
 
     @classmethod
     def released(cls, steps, **over):
         "SGD 1e-3 with momentum .99, batch 8, three steps a batch."
-        return cls(**dict(steps=steps, batch=8, lr=1e-3, foundation_lr=1e-3, optimiser="sgd", optimisation="three_steps", weight_decay=0.) | over)
+        return cls(**dict(steps=steps, batch=8, lr=1e-3, foundation_lr=1e-3, optimiser="sgd", optimisation="three_steps", weight_decay=0., statistics="running") | over)
 
 # %% ../nbs/09_segment.ipynb #3a18401c
 def _optimiser(network, s, steps):
@@ -290,6 +292,24 @@ def choose_term(
     "Released schedule: alignment, source, translation in turn; terms that nothing trained depends on are passed over."
     turn = [parts[k] for k in ("align", "source", "translated") if k in parts and parts[k].requires_grad]
     return turn[i % 3 % len(turn)]
+
+# %% ../nbs/09_segment.ipynb #a4717af1
+def trained_norms(network: nn.Module) -> list[nn.Module]:
+    "The batch normalisations that training sets: all of a network but those of a foundation that keeps its own statistics."
+    kept = set(network.foundation.modules()) if isinstance(network, SegmentationModel) and network.foundation.trainable != "all" else set()
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in kept]
+
+@torch.no_grad()
+def measure_statistics(
+    network: nn.Module,
+    batches,  # of images (B, 3, H, W) in [0, 1], on the network's device
+):
+    "Set the statistics of `trained_norms` to the mean over `batches`; weights stay. Leaves the network in evaluation mode."
+    network.eval(); norms = trained_norms(network); momenta = [m.momentum for m in norms]
+    for m in norms: m.reset_running_stats(); m.momentum = None; m.train()   # None: a plain mean over batches
+    if norms:
+        for x in batches: network(x)
+    for m, momentum in zip(norms, momenta): m.momentum = momentum; m.eval()
 
 # %% ../nbs/09_segment.ipynb #5b6aa58a
 def train_segmenter(
@@ -321,7 +341,14 @@ def train_segmenter(
     trained = _Trained(network)
     data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
     history = fit(step, steps, dict(network=trained), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
+    if s.statistics == "measured": measure_statistics(network, (x.to(device, memory_format=torch.channels_last) for x in _as_they_are(source.images, translated, keep, s.batch)))
     return Segmenter(network, s, history, dict(seed=seed, data=data, size=source.images.shape[-1], images=len(source)))
+
+def _as_they_are(images, translated, keep, batch):
+    "Batches of source images, each with its translations that are used, in [0, 1] and without augmentation."
+    used = torch.ones(len(images), dtype=torch.bool) if keep is None else keep
+    for index in torch.arange(len(images)).split(batch):
+        yield torch.cat([images[index], *([] if translated is None else [translated[index[used[index]]]])]).float() / 255
 
 def _check_pairs(source, translated, keep):
     if source.masks is None: raise InputError("train_segmenter: the source set has no masks; stage 2 needs a labelled source.")
