@@ -7,7 +7,7 @@ from mfmda.pipeline import plan
 PROFILE = str(config.get("profile", "mini"))
 try:
     SETTINGS = load_profile(PROFILE)
-    GRAPH = plan(SETTINGS)
+    GRAPH = plan(SETTINGS, rows=str(config.get("rows", "")).split(), targets=str(config.get("targets", "")).split())
 except InputError as error:
     sys.exit(f"mfmda: {error}")
 
@@ -22,12 +22,12 @@ rule all:
 
 
 for key, entry in GRAPH.items():
-    step, seed, target = key
+    step, seed, target, row = key
     beside = sum(other == step for other, *_ in GRAPH)   # jobs that may run at the same time share the cores
     rule:
-        name: "_".join(("step", step, f"seed{seed}", target)).rstrip("_")
+        name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else ""), step=step, settings=fingerprint(str(settings_of(SETTINGS.to_dict(), step, target)))
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target)))
         threads: max(1, workflow.cores // beside)
         shell: "{sys.executable} -c 'import sys; from mfmda.pipeline import main; sys.exit(main())' step {params.step} {params.options}"

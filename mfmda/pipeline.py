@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experiments_folder', 'run_step', 'segment_settings',
-           'new_mfm', 'new_unet', 'foundation_weights', 'train_foundation', 'per_image_rows', 'plan', 'main']
+           'new_mfm', 'same_eyes', 'new_unet', 'foundation_weights', 'train_foundation', 'per_image_rows', 'plan',
+           'main']
 
 # %% ../nbs/13_pipeline.ipynb #1685017f
 import argparse, os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, PROFILES, load_profile, read_json, write_json
+from .config import InputError, Layout, Profile, PROFILES, ROWS, find_row, load_profile, own_steps, read_json, write_json
 from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
@@ -79,6 +80,13 @@ def new_mfm(profile: Profile, name: str, weights, seed: int):
         torch.manual_seed(seed)                    # LoRA's A is drawn at random
         return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)
 
+def same_eyes(profile: Profile, target: str, ids):
+    "The source's eyes `ids` through the target's camera: what a perfect change of style would give. Phantoms alone have such pictures."
+    camera = profile.target(target)["test"].partition(":")[2].partition("?")[0]
+    kind, _, rest = profile.source["train"].partition(":")
+    if kind != "phantom" or not profile.target(target)["test"].startswith("phantom:"): raise InputError(f"row 'same_eyes': profile {profile.name!r} has photographs; only phantoms can be seen through another camera.")
+    return load_set(f"phantom:{camera}?{rest.partition('?')[2]}", profile.size).by_id(ids)
+
 def new_unet(seed: int):
     "The small U-Net from scratch."
     import torch
@@ -118,19 +126,27 @@ def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, meth
     return scores
 
 # %% ../nbs/13_pipeline.ipynb #59833fc8
-def plan(profile: Profile, root: Path = Path(".")) -> dict:  # (step, seed, target) -> dict(needs=[(step, seed, target)], output=Path)
+def plan(
+    profile: Profile, root: Path = Path("."),
+    rows=(),     # names of `ROWS` to run besides Table 1's
+    targets=(),  # the targets on which these rows are run; none: all
+) -> dict:       # (step, seed, target, row) -> dict(needs=[(step, seed, target, row)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
+    for row in rows: find_row(row)
+    for target in targets: profile.target(target)
+    places = {"2_adapt": layout.adapted, "3_translate": layout.translated, "5_segment": layout.segmented}
     for seed in profile.seeds:
-        ddpm, mfm = ("1_source_ddpm", seed, ""), ("4_foundation", seed, "")
+        ddpm, mfm = ("1_source_ddpm", seed, "", ""), ("4_foundation", seed, "", "")
         out[ddpm] = dict(needs=[], output=layout.source_ddpm(seed)/"result.json")
         out[mfm] = dict(needs=[], output=layout.foundation(seed)/"result.json")
         for t in profile.targets:
-            adapted, translated = ("2_adapt", seed, t), ("3_translate", seed, t)
-            out[adapted] = dict(needs=[ddpm, mfm], output=layout.adapted(seed, t)/"result.json")
-            out[translated] = dict(needs=[ddpm, mfm, adapted], output=layout.translated(seed, t)/"result.json")
-            out["5_segment", seed, t] = dict(needs=[mfm, translated], output=layout.segmented(seed, t)/"result.json")
-    out["6_report", profile.seeds[0], ""] = dict(needs=list(out), output=layout.report()/"6_report.ipynb")   # under runs/: committed figures do not mean that this machine ran
+            for row in ("", *(rows if t in (targets or profile.targets) else ())):
+                keys = {step: (step, seed, t, row if step in own_steps(row) else "") for step in places}
+                adapted, translated, segmented = keys.values()
+                needs = {adapted: [ddpm, mfm], translated: [ddpm, mfm, adapted], segmented: [mfm, translated]}
+                for step, key in keys.items(): out[key] = dict(needs=needs[key], output=places[step](seed, t, key[3])/"result.json")
+    out["6_report", profile.seeds[0], "", ""] = dict(needs=list(out), output=layout.report()/"6_report.ipynb")   # under runs/: committed figures do not mean that this machine ran
     return out
 
 # %% ../nbs/13_pipeline.ipynb #e3ad0371
@@ -138,11 +154,12 @@ def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
     r = commands.add_parser("reproduce", help="run all steps of a profile with Snakemake; resumes where it stopped", epilog="example: mfmda reproduce --profile smoke")
-    r.add_argument("--profile", default="mini"); r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--dry-run", action="store_true")
+    r.add_argument("--profile", default="mini"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone")
+    r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
-    s.add_argument("--target", default=""); s.add_argument("--root", default=".")
-    commands.add_parser("profiles", help="list the profiles")
+    s.add_argument("--target", default=""); s.add_argument("--row", default="", help="a further row by name"); s.add_argument("--root", default=".")
+    commands.add_parser("profiles", help="list the profiles and the further rows")
     return p
 
 def main(argv=None) -> int:
@@ -152,25 +169,29 @@ def main(argv=None) -> int:
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 2
 
 def _profiles(args):
-    for name in PROFILES: print(f"{name:8} {load_profile(name).note}")
+    for name in PROFILES: print(f"{name:18} {load_profile(name).note}")
+    print("\nFurther rows (reproduce --rows \"NAME NAME\"):")
+    for name, spec in ROWS.items(): print(f"{name:18} {spec['group']}: {spec['label']}")
 
 def _reproduce(args):
-    load_profile(args.profile)
-    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--config", f"profile={args.profile}", *(["--dry-run"] if args.dry_run else [])]
+    plan(load_profile(args.profile), rows=args.rows.split(), targets=args.targets.split())   # wrong names are refused here
+    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--config", f"profile={args.profile}", f"rows={args.rows}", f"targets={args.targets}", *(["--dry-run"] if args.dry_run else [])]
     return min(1, subprocess.run(command, cwd=experiments_folder().parents[1]).returncode)
 
 def _step(args):
     profile, seed = load_profile(args.profile), args.seed
-    known = plan(profile, Path(args.root)) if seed in profile.seeds else {}
+    known = plan(profile, Path(args.root), [args.row] if args.row else []) if seed in profile.seeds else {}
     if not known: raise InputError(f"seed={seed}: profile {profile.name!r} has seeds {', '.join(map(str, profile.seeds))}.")
     if args.target: profile.target(args.target)
-    if (args.step, seed, args.target) not in known:
-        takes = {s for s, *_ in known}; wants = sorted({t for s, _, t in known if s == args.step})
+    key = (args.step, seed, args.target, args.row)
+    if key not in known:
+        if args.row and args.step not in own_steps(args.row): raise InputError(f"row={args.row!r} has no step {args.step!r} of its own; it has {', '.join(own_steps(args.row))}.")
+        takes = {s for s, *_ in known}; wants = sorted({t for s, _, t, _ in known if s == args.step})
         raise InputError(f"step={args.step!r} with target={args.target!r}: expected " + (f"one of the steps {', '.join(STEPS)}." if args.step not in takes else f"target one of {', '.join(map(repr, wants))}."))
     # the step's own seconds-long check comes before minutes of work: what it needs must be there
-    for need in known[args.step, seed, args.target]["needs"]:
+    for need in known[key]["needs"]:
         if not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
-    output = known[args.step, seed, args.target]["output"].parent/f"{args.step}.ipynb"
-    parameters = dict(profile=args.profile, root=args.root) | ({} if args.step == "6_report" else dict(seed=seed)) | (dict(target=args.target) if args.target else {})
+    output = known[key]["output"].parent/f"{args.step}.ipynb"
+    parameters = dict(profile=args.profile, root=args.root) | ({} if args.step == "6_report" else dict(seed=seed)) | (dict(target=args.target) if args.target else {}) | (dict(row=args.row) if args.row else {})
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1

@@ -9,7 +9,8 @@ __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP
            'per_image', 'table1', 'gap_closed', 'number', 'average_rank', 'table1_markdown', 'caption', 'commits',
            'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow', 'funnel', 'thumb', 'paint_mask', 'outline',
            'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size',
-           'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table', 'figure5', 'figure6', 'run_record', 'write_table']
+           'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table', 'read_further', 'table2', 'table2_markdown',
+           'figure5', 'figure6', 'run_record', 'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -19,7 +20,7 @@ import numpy as np, pandas as pd, seaborn as sns, torch, torch.nn.functional as 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
-from .config import InputError, Layout, Profile, atomic_path, fingerprint, read_json, settings_of
+from .config import InputError, Layout, Profile, ROWS, atomic_path, fingerprint, own_steps, read_json, settings_of, with_row
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
 # %% ../nbs/12_report.ipynb #76e0ecb1
@@ -147,12 +148,15 @@ def same_data(run: Run, seed: int, source_fingerprint: str, shots: dict):  # sho
 
 def same_settings(run: Run):
     "`InputError` where a step ran with other settings than its profile has now."
-    for s in run.steps:
-        of = lambda values: json.loads(json.dumps(settings_of(values, s["step"], s.get("target", ""))))
-        try: then, now = of(s["params"]), of(run.profile.to_dict())
-        except KeyError as missing: raise InputError(f"step {s['step']} (seed {s['seed']}) recorded no setting {missing}; run the step again.") from None
-        other = [k for k in now if now[k] != then.get(k)]
-        if other: raise InputError(f"step {s['step']} (seed {s['seed']}{', ' + s['target'] if 'target' in s else ''}) ran with other settings of {', '.join(other)} than profile {run.profile.name!r} has now; run the profile again.")
+    for s in run.steps: _same(s, run.profile)
+
+def _same(s, profile, row=""):
+    of = lambda values: json.loads(json.dumps(settings_of(values, s["step"], s.get("target", ""))))
+    try: then, now = of(s["params"]), of(with_row(profile, row).to_dict())
+    except KeyError as missing: raise InputError(f"step {s['step']} (seed {s['seed']}) recorded no setting {missing}; run the step again.") from None
+    other = [k for k in now if now[k] != then.get(k)]
+    where = ", ".join(str(part) for part in (f"seed {s['seed']}", s.get("target"), row) if part)
+    if other: raise InputError(f"step {s['step']} ({where}) ran with other settings of {', '.join(other)} than profile {profile.name!r} has now; run the profile again.")
 
 # %% ../nbs/12_report.ipynb #9bca7183
 SHOWN = ["disc_dice", "cup_dice", "disc_hd95", "cup_hd95", "vcdr_error"]
@@ -562,6 +566,50 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
                 out.append(dict(target=target, region=region, method=method, against=other, difference=test.difference, low=low, high=high, p=test.p, n=test.n))
     return pd.DataFrame(out).assign(p_holm=lambda t: holm(t.p)).round(6)
 
+# %% ../nbs/12_report.ipynb #ccb872d7
+def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:  # rows like per_image.csv with the row's name as method, and their steps' results
+    "Results of the rows in `ROWS` that were run; damaged files and results of other settings raise `InputError`."
+    layout, found, steps = Layout(run.profile.name, root), [], []
+    places = {"2_adapt": layout.adapted, "3_translate": layout.translated, "5_segment": layout.segmented}
+    for seed, target, row in [(s, t, r) for r in ROWS for s in run.profile.seeds for t in run.profile.targets]:
+        if not (layout.segmented(seed, target, row)/"result.json").is_file(): continue
+        own = [read_result(places[step](seed, target, row)/"result.json", step, ["row", "shots"]) for step in own_steps(row)]
+        for s in own: _same(s, run.profile, row)
+        file = layout.segmented(seed, target, row)/"per_image.csv"; rows = read_rows(file, "5_segment", KEYS + COLUMNS)
+        _check_rows(rows, file, "5_segment", [row], target, seed, run.rows[(run.rows.target == target) & (run.rows.seed == seed) & (run.rows.method == "mfm_da")].image)
+        found.append(rows); steps += own
+    return (pd.concat(found, ignore_index=True)[KEYS + COLUMNS].round(6) if found else run.rows.iloc[:0]), steps
+
+def table2(
+    rows: pd.DataFrame,     # of per_image.csv
+    further: pd.DataFrame,  # of `read_further`
+) -> pd.DataFrame:          # row, group, label, targets, disc, cup, difference, low, high, p, p_holm, n
+    "Each further row beside MFM-DA, on the same targets, seeds and images."
+    mean_dice = lambda t: t.assign(dice=(t.disc_dice + t.cup_dice) / 2).groupby(["target", "image"]).dice.mean()
+    out = []
+    for name in [r for r in ROWS if r in set(further.method)]:
+        mine = further[further.method == name]; runs = mine[["target", "seed"]].drop_duplicates()
+        theirs = rows[rows.method == "mfm_da"].merge(runs)
+        a, b = mean_dice(mine), mean_dice(theirs); b = b.loc[a.index]
+        test = paired_test(a.to_numpy(), b.to_numpy()); low, high = bootstrap_interval((a - b).to_numpy())
+        out.append(dict(row=name, group=ROWS[name]["group"], label=ROWS[name]["label"], targets=" ".join(dict.fromkeys(runs.target)), seeds=runs.seed.nunique(), disc=mine.disc_dice.mean(), cup=mine.cup_dice.mean(),
+                        mfm_da_disc=theirs.disc_dice.mean(), mfm_da_cup=theirs.cup_dice.mean(), difference=test.difference, low=low, high=high, p=test.p, n=test.n))
+    return pd.DataFrame(out).assign(p_holm=lambda t: holm(t.p)).round(6) if out else pd.DataFrame()
+
+def table2_markdown(table: pd.DataFrame, note: str) -> str:  # of `table2`
+    "Markdown: one line a row, under the MFM-DA that it is compared with."
+    signed = lambda x: ("+" if x >= 0 else "−") + number(abs(x))
+    lines = ["| row | targets | disc | cup | change of mean Dice | 95 % interval | p (Holm) |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for targets, part in table.groupby("targets", sort=False):
+        first = part.iloc[0]; where = ", ".join(map(domain_name, targets.split()))
+        lines.append(f"| **MFM-DA** | {where} | {number(first.mfm_da_disc)} | {number(first.mfm_da_cup)} | – | – | – |")
+        for group, rows in part.groupby("group", sort=False):
+            lines.append(f"| *{group}* | | | | | | |")
+            for r in rows.itertuples():
+                change = f"**{signed(r.difference)}**" if r.low > 0 or r.high < 0 else signed(r.difference)
+                lines.append(f"| {r.label} | {where} | {number(r.disc)} | {number(r.cup)} | {change} | {signed(r.low)} to {signed(r.high)} | {'< .001' if r.p_holm < .001 else number(r.p_holm)} |")
+    return "\n".join(lines) + f"\n\n{note}\n"
+
 # %% ../nbs/12_report.ipynb #1c2c3124
 def figure5(table: pd.DataFrame, targets) -> Figure:  # of `table1`
     "Mean Dice with its interval, for each method, region and target."
@@ -596,15 +644,19 @@ def figure6(rows: pd.DataFrame, targets, method: str = "mfm_da", against: str = 
     return fig
 
 # %% ../nbs/12_report.ipynb #e45b1143
-def run_record(run: Run, report: dict) -> dict:  # report: `config.provenance` of the report step
+def run_record(
+    run: Run,
+    further: list,  # results of the steps of further rows, of `read_further`
+    report: dict,   # `config.provenance` of the report step
+) -> dict:
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
-    brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
+    brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
     first = lambda step, key: run.first(step).get(key)
     return report | dict(profile=run.profile.name, source=run.profile.source["name"], targets=list(run.profile.targets), seeds=list(run.profile.seeds),
         foundation={s["seed"]: s["chosen"] for s in run.steps if s["step"] == "4_foundation"}, foundation_description=first("4_foundation", "foundation"),
         foundation_validation={s["seed"]: s["validation"] for s in run.steps if s["step"] == "4_foundation"}, encoder=first("2_adapt", "encoder"), style_features=first("2_adapt", "style"),
         commits=commits(run).split(", "), total_wall_s=round(sum(s["wall_s"] for s in run.steps) + report["wall_s"], 1),
-        peak_memory_mb=max([s["peak_memory_mb"] for s in run.steps] + [report["peak_memory_mb"]]), steps=[brief(s) for s in run.steps])
+        peak_memory_mb=max([s["peak_memory_mb"] for s in run.steps] + [report["peak_memory_mb"]]), steps=[brief(s) for s in run.steps], further_rows=[brief(s) for s in further])
 
 # %% ../nbs/12_report.ipynb #b2f305d9
 def write_table(table: pd.DataFrame, path: Path) -> Path:

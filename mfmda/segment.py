@@ -86,11 +86,11 @@ def segmentation_loss(
     return sum(F.binary_cross_entropy_with_logits(logits[:, c].float(), wanted[:, c]) for c in range(2))
 
 def total_loss(
-    parts: dict,      # "source", and where there is a translation "translated" and "align"
+    parts: dict,      # "source", where there is a translation "translated" and "align", and where a rival adds one its "target" term
     align_weight=1.,  # w
 ) -> torch.Tensor:    # scalar
     "L_total of Eq. 12."
-    return parts["source"] + parts.get("translated", 0.) + align_weight * parts.get("align", 0.)
+    return parts["source"] + parts.get("translated", 0.) + align_weight * parts.get("align", 0.) + parts.get("target", 0.)
 
 # %% ../nbs/09_segment.ipynb #80504e6c
 def stage2_losses(
@@ -99,17 +99,22 @@ def stage2_losses(
     x_translated: torch.Tensor | None,  # (B, 3, H, W) in [0,1], or None: source only
     mask: torch.Tensor,               # (B, H, W)
     keep: torch.Tensor | None = None, # (B,) bool: pairs whose translation is used; None: all
-) -> dict:                            # scalars: source, translated, align
+    align_levels: int | None = None,  # align this many levels, coarsest first; None: all
+    x_target: torch.Tensor | None = None, term=None,  # a rival's unlabelled images (K, 3, H, W), and (logits_source, logits_target, x_target) → scalar
+) -> dict:                            # scalars: source, translated, align, target
     "The terms of Eq. 12 in one forward pass."
     if x_translated is not None and keep is not None: x_translated = x_translated[keep] if keep.any() else None
-    images = x_source if x_translated is None else torch.cat([x_source, x_translated])
+    images = torch.cat([x for x in (x_source, x_translated, x_target) if x is not None])
     maps, logits = network.pyramid_and_logits(images) if hasattr(network, "pyramid_and_logits") else (None, network(images))
-    n = len(x_source)
+    n, end = len(x_source), len(images) - (0 if x_target is None else len(x_target))
     parts = dict(source=segmentation_loss(logits[:n], mask))
+    if x_target is not None: parts["target"] = term(logits[:n].float(), logits[end:].float(), x_target)
     if x_translated is None: return parts
     kept = slice(None) if keep is None else keep
-    parts["translated"] = segmentation_loss(logits[n:], mask[kept])
-    if maps is not None: parts["align"] = alignment_loss([m[:n][kept].float() for m in maps], [m[n:].float() for m in maps])
+    parts["translated"] = segmentation_loss(logits[n:end], mask[kept])
+    if maps is not None:
+        maps = maps[0 if align_levels is None else -align_levels:]
+        parts["align"] = alignment_loss([m[:n][kept].float() for m in maps], [m[n:end].float() for m in maps])
     return parts
 
 # %% ../nbs/09_segment.ipynb #7a0c365c
@@ -251,6 +256,9 @@ class SegmentSettings:
     optimiser: str = "adamw"         # warm-up and cosine; or "sgd": momentum .99, Nesterov, polynomial decay .9
     optimisation: str = "one_sum"    # Eq. 12; or "three_steps", as released
     align_weight: float = 1.         # w
+    align_levels: int | None = None  # align this many levels, coarsest first; None: all
+    target_term: str | None = None   # a rival's loss on unlabelled target images, by its name in `baselines.TARGET_TERMS`
+    target_weight: float = 1.        # its weight
     precision: str = "fp32"          # or "bf16"
     statistics: str = "measured"     # of batch normalisation: measured after training, or "running"
     augmentation: dict = dataclasses.field(default_factory=dict)  # ranges of `data.augment`
@@ -258,6 +266,8 @@ class SegmentSettings:
     def __post_init__(self):
         for name, allowed in dict(optimiser=("adamw", "sgd"), optimisation=("one_sum", "three_steps"), precision=("fp32", "bf16"), statistics=("measured", "running")).items():
             if getattr(self, name) not in allowed: raise InputError(f"{name}={getattr(self, name)!r}: expected {' or '.join(map(repr, allowed))}.")
+        if self.align_levels is not None and self.align_levels < 1: raise InputError(f"align_levels={self.align_levels}: expected 1 or more, or None for all.")
+        if self.target_term and self.optimisation == "three_steps": raise InputError("optimisation='three_steps' has no turn for target_term; expected 'one_sum'.")
 
     @classmethod
     def released(cls, steps, **over):
@@ -322,33 +332,44 @@ def train_segmenter(
     label: str = "segmenter",          # what the progress bar calls it
     keep: torch.Tensor | None = None,  # (N,) bool: translations to use; None: all
     device: str = "auto",
+    shots: torch.Tensor | None = None, # (K, 3, S, S) uint8: unlabelled target images, for a rival with a term of its own
+    term: nn.Module | None = None,     # that term; what it learns is trained and saved beside the network
 ) -> Segmenter:
     "Stage 2 (Eq. 12). Raises `InputError` where masks are missing or pairs do not fit, `TrainingError` for a loss that is not finite."
     _check_pairs(source, translated, keep)
+    if (settings.target_term is None) != (term is None) or (term is not None and (shots is None or not len(shots))):
+        raise InputError(f"train_segmenter: target_term={settings.target_term!r} with term={term is not None} and {0 if shots is None else len(shots)} shots; expected a name, its term and at least one shot, or none of them.")
     s, device, three = settings, pick_device(device), settings.optimisation == "three_steps" and translated is not None
     network.to(device, memory_format=torch.channels_last).train()      # a CNN on a CPU takes a fifth less time so
     steps = s.steps * (3 if three else 1)
     optimiser, schedule = _optimiser(network, s, steps)
+    if term is not None and (own := [p for p in term.to(device).parameters() if p.requires_grad]): optimiser.add_param_group(dict(params=own, lr=s.foundation_lr))
     def step(i):
         b = i // 3 if three else i                                       # three steps share a batch
         index = draw(len(source), s.batch, seed, b)
         x = [images[index].float() / 255 for images in (source.images, translated) if images is not None]
         x, mask = augment(x, source.masks[index], torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63), **s.augmentation)
         x, mask = [t.to(device, memory_format=torch.channels_last) for t in x], mask.to(device)
+        x_target = None
+        if term is not None:
+            (x_target,), _ = augment([shots[draw(len(shots), s.batch, seed + 1, b)].float() / 255], None, torch.Generator().manual_seed((seed * 1_000_003 + b + 1) % 2**63), **s.augmentation)
+            x_target = x_target.to(device, memory_format=torch.channels_last)
         with autocast(device, s.precision == "bf16"):
-            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if keep is None else keep[index])
+            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if keep is None else keep[index], s.align_levels, x_target, term)
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
     trained = _Trained(network)
     data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
-    history = fit(step, steps, dict(network=trained), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
-    if s.statistics == "measured": measure_statistics(network, (x.to(device, memory_format=torch.channels_last) for x in _as_they_are(source.images, translated, keep, s.batch)))
+    if term is not None: data.append(fingerprint(shots))
+    history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
+    if s.statistics == "measured": measure_statistics(network, (x.to(device, memory_format=torch.channels_last) for x in _as_they_are(source.images, translated, keep, s.batch, None if term is None else shots)))
     return Segmenter(network, s, history, dict(seed=seed, data=data, size=source.images.shape[-1], images=len(source)))
 
-def _as_they_are(images, translated, keep, batch):
-    "Batches of source images, each with its translations that are used, in [0, 1] and without augmentation."
+def _as_they_are(images, translated, keep, batch, shots):
+    "Batches of source images, each with its translations that are used and as many shots as a term saw, in [0, 1] and without augmentation."
     used = torch.ones(len(images), dtype=torch.bool) if keep is None else keep
     for index in torch.arange(len(images)).split(batch):
-        yield torch.cat([images[index], *([] if translated is None else [translated[index[used[index]]]])]).float() / 255
+        beside = ([] if translated is None else [translated[index[used[index]]]]) + ([] if shots is None else [shots[index % len(shots)]])
+        yield torch.cat([images[index], *beside]).float() / 255
 
 def _check_pairs(source, translated, keep):
     if source.masks is None: raise InputError("train_segmenter: the source set has no masks; stage 2 needs a labelled source.")

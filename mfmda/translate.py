@@ -130,12 +130,13 @@ def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int,
     x_T = to_model(flip(data.target[draw(len(data.target), b, seed + 1, i)].float() / 255))
     t = torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))
     eps = torch.randn_like(x_T)
-    with autocast("cpu", precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=x_T), eps)
+    heard = lambda x: x if settings["condition"] else None                # without content fusion the network hears no image
+    with autocast("cpu", precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=heard(x_T)), eps)
     if not even: return dict(loss=diffusion.mean() / 5, loss_low=diffusion.mean() / 5)
     index = draw(len(data.source), b, seed, i // 2)
     x_S = to_model(data.source[index].float() / 255)
     x_t = q_sample(x_S, t, torch.randn_like(x_S))
-    with autocast("cpu", precision == "bf16"): eps_hat = model(x_t, t, condition=x_S)
+    with autocast("cpu", precision == "bf16"): eps_hat = model(x_t, t, condition=heard(x_S))
     generated = to_image(estimate_x0(x_t, t, eps_hat.float(), clip=False))
     delta, gate = stage1_direction(data, adaptor, index, settings["direction"], settings["stop_gradient"])
     consistency = distribution_consistency_loss(data.encoder(generated), data.f_source[index], delta)
@@ -225,7 +226,7 @@ def translate(
     if recipe["recolour"] and shots is None: raise InputError("a recipe with recolour=True takes its palettes from the target images; pass shots=.")
     start = recolour(images, shots.float() / 255, seed) if recipe["recolour"] else images
     drawn, out = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < recipe["redraw"], start.clone()
-    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch)):
+    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch) if drawn.any() else []):
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
         with autocast("cpu", precision == "bf16"):
             x = to_image(_reverse(model, to_model(start[part]), recipe, source_model))
@@ -284,7 +285,8 @@ def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dic
     "Anatomy kept, target distance in f, and style distance of translated images (N, 3, S, S)."
     f = encode_all(data.encoder, images, 32)
     disc, cup = anatomy_kept(scorer, images, masks).mean(0).tolist()
-    return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=leave_out_target_distance(f, data.f_target, seed=seed),
+    distance = leave_out_target_distance(f, data.f_target, seed=seed) if len(data.f_target) > 2 else None   # too few shots to leave some out
+    return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=distance,
                 style_distance=style_distance(images, data.style, data.target_grams))
 
 # %% ../nbs/06_translate.ipynb #b78b896c

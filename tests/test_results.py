@@ -121,3 +121,18 @@ def test_no_shot_is_scored():
                 shots = set(load_target(settings, target, seed).shots.ids)
                 scored = {r["image"] for r in rows_of(profile) if r["target"] == target and r["seed"] == str(seed)}
                 assert len(shots) == settings.few_shot and not shots & scored
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_further_rows_are_the_difference_of_their_rows(profile):
+    if not (FIGURES / profile / "table2.csv").exists():
+        pytest.skip(f"no further row was run with profile {profile}")
+    mean_dice = defaultdict(lambda: defaultdict(list))
+    for r in rows_of(profile) + rows_of(profile, "per_image_further"):
+        mean_dice[r["method"]][r["target"], r["image"]].append((float(r["disc_dice"]) + float(r["cup_dice"])) / 2)
+    for line in rows_of(profile, "table2"):
+        images = [i for i in mean_dice[line["row"]] if i in mean_dice["mfm_da"]]
+        gains = [math.fsum(mean_dice[line["row"]][i]) / len(mean_dice[line["row"]][i]) - math.fsum(mean_dice["mfm_da"][i]) / len(mean_dice["mfm_da"][i]) for i in images]
+        assert len(gains) == int(line["n"]) == len(mean_dice[line["row"]])
+        assert math.isclose(float(line["difference"]), stats.tmean(gains), abs_tol=3e-6)
+        assert float(line["low"]) <= float(line["difference"]) <= float(line["high"])

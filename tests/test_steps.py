@@ -63,7 +63,7 @@ def test_a_step_that_fails_under_snakemake_leaves_earlier_results(clone):
     "Snakemake removes what a rule declares before it runs it; the results of an earlier run must not be among it."
     profile = clone / "broken.json"
     profile.write_text(json.dumps(dict(base="smoke", source=dict(name="clinic", train="folder:absent", test="folder:absent"))))
-    old = plan(load_profile(profile), clone)["1_source_ddpm", 0, ""]["output"]
+    old = plan(load_profile(profile), clone)["1_source_ddpm", 0, "", ""]["output"]
     old.parent.mkdir(parents=True)
     old.write_text('{"earlier": 1}')
     Path(f"{old}.done").touch()
