@@ -186,7 +186,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
 # %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=False, redraw=1., colour_map=None, keep=0.),
-    "default": dict(method="noise", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, redraw=.5, colour_map=None, keep=0.),
+    "default": dict(method="invert", start=250, ddim_steps=8, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, redraw=.5, colour_map=None, keep=0.),
 }
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
@@ -219,10 +219,12 @@ PROFILES = {
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
                    ddpm=dict(steps=1000, batch=8), adapt=dict(steps=80), foundation=dict(lora=dict(targets=DEEP)),
-                   recipes=dict(paper=dict(ddim_steps=12), default=dict(start=120, ddim_steps=5)),   # of 120, 200 and 280 the start that kept most anatomy and came nearest in style, on source validation and the ten shots
+                   recipes=dict(paper=dict(ddim_steps=12)),
                    segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # covers `size_ratio` of step 5: discs found in the ten unlabelled shots against the source's
 }
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
+PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
+    f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
 
 # %% ../nbs/00_config.ipynb #e18c7489
 def merge(base: dict, over: dict, path: str = "") -> dict:
@@ -285,6 +287,7 @@ ROWS = {
     "stop_gradient": _mfm_da("Δ without gradient", adapt=dict(stop_gradient=True)),
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
+    "from_noise": _mfm_da("redrawn from noise instead of inversion", recipes=dict(default=dict(method="noise"))),
     "paper_no_guidance": _mfm_da("paper's recipe without structure guidance", recipes=dict(paper=dict(guidance=0))) | dict(pairs="paper"),
     "no_align": _mfm_da("no L_align", segment=dict(align_weight=0.)),
     **{f"align_{k}": _mfm_da(f"L_align on the {k} coarsest level{'s' * (k > 1)}", segment=dict(align_levels=k)) for k in (1, 2, 3)},
