@@ -7,7 +7,7 @@ from mfmda.pipeline import plan
 PROFILE = str(config.get("profile", "mini"))
 try:
     SETTINGS = load_profile(PROFILE)
-    GRAPH = plan(SETTINGS, rows=str(config.get("rows", "")).split(), targets=str(config.get("targets", "")).split())
+    GRAPH = plan(SETTINGS, rows=str(config.get("rows") or "").split(), targets=str(config.get("targets") or "").split())
 except InputError as error:
     sys.exit(f"mfmda: {error}")
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT', 'DISC',
-           'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'domain_name', 'read_result', 'read_rows',
-           'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data', 'same_settings',
-           'per_image', 'table1', 'gap_closed', 'number', 'average_rank', 'table1_markdown', 'caption', 'commits',
-           'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow', 'funnel', 'thumb', 'paint_mask', 'outline',
-           'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size',
-           'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table', 'read_further', 'table2', 'table2_markdown',
-           'figure5', 'figure6', 'run_record', 'write_table']
+           'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'FAILURES', 'domain_name', 'read_result',
+           'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data',
+           'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'average_rank', 'table1_markdown', 'caption',
+           'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow', 'funnel', 'thumb', 'paint_mask',
+           'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice',
+           'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table', 'read_further', 'table2',
+           'table2_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record',
+           'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, seaborn as sns, torch, torch.nn.functional as F
 import matplotlib as mpl
+from scipy import stats
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 from .config import InputError, Layout, Profile, ROWS, atomic_path, fingerprint, own_steps, read_json, settings_of, with_row
@@ -609,6 +611,73 @@ def table2_markdown(table: pd.DataFrame, note: str) -> str:  # of `table2`
                 change = f"**{signed(r.difference)}**" if r.low > 0 or r.high < 0 else signed(r.difference)
                 lines.append(f"| {r.label} | {where} | {number(r.disc)} | {number(r.cup)} | {change} | {signed(r.low)} to {signed(r.high)} | {'< .001' if r.p_holm < .001 else number(r.p_holm)} |")
     return "\n".join(lines) + f"\n\n{note}\n"
+
+# %% ../nbs/12_report.ipynb #7ab41c24
+def figure7(rows: pd.DataFrame, further: pd.DataFrame) -> Figure | None:  # rows of per_image.csv, of `read_further`
+    "Dice against the number of target shots, for each target on which the rows `shots_<n>` were run; None where there are fewer than two."
+    shots = {10: "mfm_da"} | {int(r.removeprefix("shots_")): r for r in ROWS if r.startswith("shots_") and r in set(further.method)}
+    if len(shots) < 3: return None
+    data = per_image(pd.concat([rows, further])); targets = list(dict.fromkeys(further[further.method == list(shots.values())[1]].target))
+    with style():
+        fig = Drawing(figsize=(min(WIDTH, 2.6 * len(targets) + .6), 2.4), layout="constrained")
+        for target, ax in zip(targets, fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]):
+            for region, colour in (("disc", DISC), ("cup", CUP)):
+                scores = {n: data[(data.target == target) & (data.method == m)][f"{region}_dice"].to_numpy() for n, m in sorted(shots.items())}
+                scores = {n: s for n, s in scores.items() if len(s)}; ends = np.array([bootstrap_interval(s) for s in scores.values()])
+                ax.plot(list(scores), [s.mean() for s in scores.values()], "o-", color=colour, markersize=3.5, label=region); ax.fill_between(list(scores), *ends.T, color=colour, alpha=.2, linewidth=0)
+            ax.set(xscale="log", xticks=sorted(shots), title=domain_name(target), xlabel="target images"); ax.set_xticklabels(map(str, sorted(shots))); ax.minorticks_off()
+        fig.axes[0].set_ylabel("Dice"); fig.axes[0].legend(loc="lower right")
+    return fig
+
+# %% ../nbs/12_report.ipynb #1e91893f
+FAILURES = ["mfm_source", "mfm_da", "oracle"]
+
+def figure8(
+    kept: dict,          # target -> dict(images, masks, ids, probabilities) of `read_predictions`
+    rows: pd.DataFrame,  # of per_image.csv
+    seed: int,           # the seed of these predictions
+    worst: int = 3,      # images for each target
+) -> Figure:
+    "The worst images of MFM-DA: reference (white), predicted disc and cup, mean Dice below."
+    scores = rows[rows.seed == seed].assign(dice=lambda t: (t.disc_dice + t.cup_dice) / 2).set_index(["target", "image", "method"]).dice
+    with style():
+        side, gap = 1., .08; columns = worst * len(kept)
+        fig = Drawing(figsize=(WIDTH, WIDTH * (len(FAILURES) * 1.3 + .5) / (columns * (side + gap) + 1))); ax = fig.add_axes((0, 0, 1, 1))
+        for k, (target, p) in enumerate(kept.items()):
+            x0 = k * worst * (side + gap)
+            ax.text(x0 + worst * (side + gap) / 2, 1.12, domain_name(target), ha="center", va="bottom", fontsize=7)
+            for i, image in enumerate(scores[target].xs("mfm_da", level="method").sort_values(kind="stable").index[:worst]):
+                n, x = p["ids"].index(image), x0 + i * (side + gap)
+                for r, method in enumerate(FAILURES):
+                    y = -1.3 * r
+                    thumb(ax, p["images"][n], x, y, side)
+                    for region in (p["masks"][n] > 0, p["masks"][n] == 2): outline(ax, region, x, y, side, TRUTH, linestyles="dashed", linewidths=.6)
+                    for region, color in zip(p["probabilities"][method][n], (DISC, CUP)): outline(ax, region, x, y, side, color)
+                    ax.text(x + side / 2, y - .03, number(scores[target, image, method], 2), ha="center", va="top", fontsize=6.5)
+        for r, method in enumerate(FAILURES): ax.text(-.08, -1.3 * r + .5, SHORT[method], ha="right", va="center", fontsize=6.5)
+        ax.set(xlim=(-.95, columns * (side + gap)), ylim=(-1.3 * len(FAILURES) + .95, 1.45)); ax.set_aspect("equal"); ax.set_axis_off()
+    return fig
+
+# %% ../nbs/12_report.ipynb #6b06b936
+def rank_test(rows: pd.DataFrame, targets) -> tuple[pd.Series, float, float]:  # mean rank by method (1 is best), critical difference, Friedman's p
+    "Ranks over all test images of the targets, by the mean of disc and cup Dice; the oracle is left out."
+    data = per_image(rows[(rows.method != "oracle") & rows.target.isin(list(targets))]).assign(dice=lambda t: (t.disc_dice + t.cup_dice) / 2)
+    wide = data.pivot(index=["target", "image"], columns="method", values="dice")[[m for m in METHODS if m != "oracle"]]
+    n, k = wide.shape
+    difference = stats.studentized_range.ppf(.95, k, np.inf) / 2**.5 * (k * (k + 1) / (6 * n))**.5
+    p = 1. if (wide.nunique(axis=1) == 1).all() else float(stats.friedmanchisquare(*wide.to_numpy().T).pvalue)   # all tied: nothing to tell apart
+    return wide.rank(axis=1, ascending=False).mean(), float(difference), p
+
+def figure9(rows: pd.DataFrame, targets) -> Figure:  # rows of per_image.csv
+    "Mean rank of each method, with half of the critical difference to each side."
+    ranks, difference, p = rank_test(rows, targets); ranks = ranks.sort_values(ascending=False)
+    with style():
+        fig = Drawing(figsize=(4.4, .22 * len(ranks) + .9), layout="constrained"); ax = fig.subplots()
+        for y, (m, rank) in enumerate(ranks.items()):
+            ax.plot([rank - difference / 2, rank + difference / 2], [y, y], color=PALETTE[m], linewidth=2.2, solid_capstyle="round")
+            ax.plot(rank, y, "o", markersize=4, markerfacecolor=PALETTE[m], markeredgecolor=INK, markeredgewidth=.5)
+        ax.set(yticks=range(len(ranks)), yticklabels=[SHORT[m].replace("\n", " ") for m in ranks.index], xlabel=f"mean rank (1 is best); Friedman p {'< .001' if p < .001 else '= ' + number(p)}")
+    return fig
 
 # %% ../nbs/12_report.ipynb #1c2c3124
 def figure5(table: pd.DataFrame, targets) -> Figure:  # of `table1`

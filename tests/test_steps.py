@@ -23,8 +23,9 @@ def clone(tmp_path):
     return tmp_path
 
 
-def dry_run(folder, profile):
-    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", f"profile={profile}"],
+def dry_run(folder, profile, rows="", targets=""):
+    "As the Makefile calls it, with empty `rows` and `targets` unless they are asked for."
+    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", f"profile={profile}", f"rows={rows}", f"targets={targets}"],
                           cwd=folder, capture_output=True, text=True)
 
 
@@ -51,6 +52,12 @@ def test_a_finished_step_is_not_run_again(clone):
     first.touch()
     run = dry_run(clone, "mini")
     assert len(planned(run)) == len(steps) - 1
+
+
+def test_a_further_row_adds_only_its_own_steps(clone):
+    base, more = planned(dry_run(clone, "mini")), planned(dry_run(clone, "mini", "no_style no_align", "phantom_b"))
+    assert more - base == {"step_2_adapt_seed0_phantom_b_no_style", "step_3_translate_seed0_phantom_b_no_style", "step_5_segment_seed0_phantom_b_no_style", "step_5_segment_seed0_phantom_b_no_align"}
+    assert "row='no_luck': unknown" in dry_run(clone, "mini", "no_luck").stderr
 
 
 def test_an_unknown_profile_is_one_clear_line(clone):
