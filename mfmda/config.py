@@ -222,6 +222,8 @@ PROFILES = {
                    recipes=dict(paper=dict(ddim_steps=12)),
                    segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # covers `size_ratio` of step 5: discs found in the ten unlabelled shots against the source's
 }
+PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
+                                                    targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})

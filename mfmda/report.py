@@ -719,7 +719,8 @@ def run_record(
     report: dict,   # `config.provenance` of the report step
 ) -> dict:
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
-    brief = lambda s: {k: s[k] for k in ("step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
+    ends = lambda s: {} if not s.get("history") else dict(shortcut=[{k: h[k] for k in ("gate", "delta_shift", "consistency", "dc_floor")} for h in (s["history"][0], s["history"][-1])])   # of stage 1: paper_vs_code shows it
+    brief = lambda s: ends(s) | {k: s[k] for k in ("step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
     first = lambda step, key: run.first(step).get(key)
     return report | dict(profile=run.profile.name, source=run.profile.source["name"], targets=list(run.profile.targets), seeds=list(run.profile.seeds),
         foundation={s["seed"]: s["chosen"] for s in run.steps if s["step"] == "4_foundation"}, foundation_description=first("4_foundation", "foundation"),
