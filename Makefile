@@ -28,7 +28,7 @@ help: ## list the targets
 	@echo "usage: make TARGET [PROFILE=$(PROFILE)] [ROWS='NAME NAME'] [TARGETS='NAME'] [CORES=$(CORES)] [PYTHON=$(PYTHON)]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
-reproduce: $(READY) ## Table 1 and Figures 1-3 of PROFILE into figures/PROFILE/, and ROWS into Table 2 (resumes where it stopped)
+reproduce: $(READY) ## tables and figures of PROFILE into figures/PROFILE/, ROWS into Table 2 (resumes where it stopped)
 	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)" rows="$(ROWS)" targets="$(TARGETS)")
 
 test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end

@@ -1,4 +1,4 @@
-# The six papermill steps of a profile, in the order of their files: `snakemake --cores 1 --config profile=mini`.
+# The six papermill steps of a profile, and those of further rows, in the order of their files: `snakemake --cores 1 --config profile=mini`.
 # A finished step is not run again; an interrupted one resumes from its checkpoint.
 import sys
 from mfmda.config import InputError, fingerprint, load_profile, settings_of
@@ -30,4 +30,4 @@ for key, entry in GRAPH.items():
         output: touch(marker(key))
         params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target)))
         threads: max(1, workflow.cores // beside)
-        shell: "{sys.executable} -c 'import sys; from mfmda.pipeline import main; sys.exit(main())' step {params.step} {params.options}"
+        shell: "{sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

@@ -138,19 +138,12 @@ def tent(
 ADAPTERS = {"adabn": adabn, "tent": tent}
 
 # %% ../nbs/11_baselines.ipynb #2b68fd3a
-class _Reverse(torch.autograd.Function):
-    "The identity, whose gradient is turned round and scaled."
-    @staticmethod
-    def forward(ctx, x, weight): ctx.weight = weight; return x.view_as(x)
-    @staticmethod
-    def backward(ctx, gradient): return -ctx.weight * gradient, None
-
 def self_information(logits: torch.Tensor) -> torch.Tensor:  # the same shape, in [0, 1/e]
     "−p log p of each pixel and region."
     return -logits.sigmoid() * F.logsigmoid(logits)
 
 class AdvEnt(nn.Module):
-    "A target term for `train_segmenter`: the discriminator's loss, reversed for the segmenter."
+    "A target term for `train_segmenter`: the discriminator's loss, and the segmenter's of being taken for the source."
     def __init__(self, network: nn.Module, weight: float = .01, width: int = 32):
         super().__init__(); self.weight = weight
         with torch.random.fork_rng(devices=[]):
@@ -159,18 +152,20 @@ class AdvEnt(nn.Module):
             self.discriminator = nn.Sequential(*conv(2, width), *conv(width, 2 * width), nn.Conv2d(2 * width, 1, 3, padding=1))
 
     def forward(self, on_source, on_target, x_target):  # logits (B, 2, H, W), logits (K, 2, H, W), images -> scalar
-        home = self.discriminator(self_information(on_source.detach()))
-        away = self.discriminator(_Reverse.apply(self_information(on_target), self.weight))
-        return (F.binary_cross_entropy_with_logits(home, torch.ones_like(home)) + F.binary_cross_entropy_with_logits(away, torch.zeros_like(away))) / 2
+        home, away = (self.discriminator(self_information(logits.detach())) for logits in (on_source, on_target))
+        still = torch.func.functional_call(self.discriminator, {k: p.detach() for k, p in self.discriminator.named_parameters()}, self_information(on_target))
+        bce = F.binary_cross_entropy_with_logits
+        return (bce(home, torch.ones_like(home)) + bce(away, torch.zeros_like(away))) / 2 + self.weight * bce(still, torch.ones_like(still))
 
 # %% ../nbs/11_baselines.ipynb #84a72513
 class MeanTeacher(nn.Module):
     "A target term for `train_segmenter`: be consistent with a moving average of yourself."
     def __init__(self, network: nn.Module, weight: float = 1., decay: float = .99):
-        super().__init__(); self.weight, self.teacher, self.student, self.steps = weight, MovingAverage(network, decay), [network], 0   # in a list: no part of this module
+        super().__init__(); self.weight, self.teacher, self.student = weight, MovingAverage(network, decay), [network]   # in a list: no part of this module
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))   # saved, so that a resumed run goes on as it would have
 
     def forward(self, on_source, on_target, x_target):  # logits (B, 2, H, W), logits (K, 2, H, W), images -> scalar
-        self.teacher.update(self.student[0], self.steps); self.steps += 1
+        self.teacher.update(self.student[0], int(self.steps)); self.steps += 1
         with torch.no_grad(): wanted = self.teacher.average(x_target.pow(1.25)).sigmoid()
         return self.weight * (on_target.sigmoid() - wanted).square().mean()
 

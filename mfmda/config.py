@@ -204,7 +204,7 @@ BASE = dict(
 def _phantoms(camera, seed, start, count): return f"phantom:{camera}?seed={seed}&start={start}&count={count}"
 
 def _phantom_sets(train, pool, test, targets="bcd"):
-    "The same eyes are never in two sets: each set has its own range of indices."
+    "No eye is in a training set, a pool and a test set at once; the targets' test sets hold the same eyes, through different cameras."
     return dict(source=dict(name="phantom_a", train=_phantoms("phantom_a", 1, 0, train), test=_phantoms("phantom_a", 1, 10_000, test)),
                 targets={f"phantom_{c}": dict(pool=_phantoms(f"phantom_{c}", 1, 20_000 + 1000*k, pool), test=_phantoms(f"phantom_{c}", 1, 30_000, test))
                          for k, c in enumerate(targets)})
@@ -220,7 +220,7 @@ PROFILES = {
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
                    ddpm=dict(steps=1000, batch=8), adapt=dict(steps=80), foundation=dict(lora=dict(targets=DEEP)),
                    recipes=dict(paper=dict(ddim_steps=12)),
-                   segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # covers `size_ratio` of step 5: discs found in the ten unlabelled shots against the source's
+                   segment=dict(steps=200, lr=6e-3, augmentation=dict(scale=1.8))),   # about the middle of `size_ratio` in step 5: discs found in the ten unlabelled shots against the source's
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
@@ -234,6 +234,7 @@ def merge(base: dict, over: dict, path: str = "") -> dict:
     out = dict(base)
     for key, value in over.items():
         if key not in base: raise InputError(f"unknown setting {path+key!r}; expected one of {', '.join(sorted(base))}.")
+        if isinstance(base[key], dict) and not isinstance(value, dict): raise InputError(f"setting {path+key!r}: found {value!r}; expected names and values, as in {base[key]!r}.")
         nested = isinstance(base[key], dict) and isinstance(value, dict) and key not in ("source", "targets", "colour_map")   # these are replaced whole: their names are free
         out[key] = merge(base[key], value, f"{path}{key}.") if nested else value
     return out
@@ -259,6 +260,8 @@ def load_profile(
     """A profile by name, or from a JSON file `{"base": "mini", ...overrides}` (named after the file)."""
     if str(name).endswith(".json"):
         over = read_json(name)
+        if not isinstance(over, dict): raise InputError(f"{name}: holds a {type(over).__name__}; expected an object with 'base'.")
+        if Path(name).stem in PROFILES: raise InputError(f"{name}: named like the built-in profile {Path(name).stem!r}, whose results it would overwrite; rename the file.")
         base = over.pop("base", None)
         if base not in PROFILES: raise InputError(f"{name}: 'base' is {base!r}; expected one of {', '.join(PROFILES)}.")
         values, name = merge(load_profile(base).to_dict(), over), Path(name).stem
@@ -274,7 +277,9 @@ def with_row(profile: Profile, row: str) -> Profile:
 # %% ../nbs/00_config.ipynb #ca65090d
 def _mfm_da(label, **over): return dict(label=label, group="MFM-DA, changed", pairs="default", over=over)
 def _rival(label, pairs=None, **over): return dict(label=label, group="further rivals", pairs=pairs, over=over)
+_PAPER = dict(pairs="paper", against="mfm_da_paper")   # compared with MFM-DA with the paper's translation
 
+# with LoRA on the deeper stages alone, L_align can move only the levels that these make: fewer levels then mean a heavier L_align on the coarsest
 ROWS = {
     "mfm_head": _rival("MFM, source only, head alone", foundation=dict(trainable="head")),
     "mfm_full": _rival("MFM, source only, all weights", foundation=dict(trainable="all")),
@@ -289,15 +294,20 @@ ROWS = {
     "stop_gradient": _mfm_da("Δ without gradient", adapt=dict(stop_gradient=True)),
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
+    "noise_400": _mfm_da("redrawn from noise at t = 400", recipes=dict(default=dict(method="noise", start=400, ddim_steps=12))),
     "from_noise": _mfm_da("redrawn from noise instead of inversion", recipes=dict(default=dict(method="noise"))),
-    "paper_no_guidance": _mfm_da("paper's recipe without structure guidance", recipes=dict(paper=dict(guidance=0))) | dict(pairs="paper"),
+    "paper_no_guidance": _mfm_da("paper's recipe without structure guidance", recipes=dict(paper=dict(guidance=0))) | _PAPER,
+    "paper_no_style": _mfm_da("paper's recipe without L_style", adapt=dict(style_weight=0.)) | _PAPER,
+    "paper_no_consistency": _mfm_da("paper's recipe without L_DC", adapt=dict(consistency_weight=0.)) | _PAPER,
+    "paper_static": _mfm_da("paper's recipe with Δ_static alone", adapt=dict(direction="static")) | _PAPER,
+    "paper_no_fusion": _mfm_da("paper's recipe without content fusion", adapt=dict(condition=False), recipes=dict(paper=dict(condition=False))) | _PAPER,
     "no_align": _mfm_da("no L_align", segment=dict(align_weight=0.)),
     **{f"align_{k}": _mfm_da(f"L_align on the {k} coarsest level{'s' * (k > 1)}", segment=dict(align_levels=k)) for k in (1, 2, 3)},
     "head_only": _mfm_da("head alone", foundation=dict(trainable="head")),
     **{f"rank_{r}": _mfm_da(f"LoRA rank {r}", foundation=dict(lora=dict(rank=r, alpha=2 * r))) for r in (2, 4, 16)},
     "lora_everywhere": _mfm_da("LoRA in every stage", foundation=dict(lora=dict(targets=None))),
     "full": _mfm_da("all weights", foundation=dict(trainable="all")),
-    "three_steps": _mfm_da("three steps a batch, as released", segment=dict(optimisation="three_steps")),
+    "three_steps": _mfm_da("three optimiser steps a batch", segment=dict(optimisation="three_steps")),
     "running_statistics": _mfm_da("running batch statistics", segment=dict(statistics="running")),
     **{f"shots_{n}": _mfm_da(f"{n} target shot{'s' * (n > 1)}", few_shot=n) for n in (1, 2, 5, 20)},
     "same_eyes": dict(label="perfect style: the same eyes through the target camera", group="bound (not a method)", pairs="same_eyes", over={}),

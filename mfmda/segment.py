@@ -190,7 +190,7 @@ class Segmenter:
         if "decoder" in config: network = _load_parts(config, folder)
         elif network is None: raise InputError(f"{folder}: holds a network without a foundation; give from_pretrained its untrained network=.")
         else: _fill(network, folder/"network.safetensors")
-        settings = SegmentSettings(**config["settings"]) if config["settings"] else None
+        settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
         return cls(network, settings, config["history"], config["facts"])
 
 # %% ../nbs/09_segment.ipynb #b039051c
@@ -339,6 +339,8 @@ def train_segmenter(
     _check_pairs(source, translated, keep)
     if (settings.target_term is None) != (term is None) or (term is not None and (shots is None or not len(shots))):
         raise InputError(f"train_segmenter: target_term={settings.target_term!r} with term={term is not None} and {0 if shots is None else len(shots)} shots; expected a name, its term and at least one shot, or none of them.")
+    if shots is not None and (shots.dtype != torch.uint8 or shots.shape[1:] != source.images.shape[1:]):
+        raise InputError(f"train_segmenter: shots are {shots.dtype} {tuple(shots.shape)}; expected torch.uint8 (K, {', '.join(map(str, source.images.shape[1:]))}).")
     s, device, three = settings, pick_device(device), settings.optimisation == "three_steps" and translated is not None
     network.to(device, memory_format=torch.channels_last).train()      # a CNN on a CPU takes a fifth less time so
     steps = s.steps * (3 if three else 1)

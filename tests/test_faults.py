@@ -10,7 +10,8 @@ from PIL import Image
 
 from mfmda.config import InputError, TrainingError, load_profile, write_json
 from mfmda.data import load_folder, load_set
-from mfmda.pipeline import load_source, load_target, main, run_step
+from mfmda.command import main
+from mfmda.pipeline import load_source, load_target, run_step
 from mfmda.training import fit
 
 

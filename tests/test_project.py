@@ -70,12 +70,12 @@ def test_metadata_is_complete_and_read_from_settings(wheel):
     assert needed == {str(r) for r in requirements("requirements")}
     assert set(meta.get_all("Provides-Extra")) == {"reproduce", "dev", "optional"}
     entry_points = archive.read(info.replace("METADATA", "entry_points.txt")).decode()
-    assert "mfmda = mfmda.pipeline:main" in entry_points and "mfmda = mfmda._modidx:d" in entry_points
+    assert "mfmda = mfmda.command:main" in entry_points and "mfmda = mfmda._modidx:d" in entry_points
 
 
 def test_installed_wheel_answers_on_the_command_line(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel], check=True)
-    code = "import mfmda, sys; assert mfmda.__file__.startswith(sys.path[1]), mfmda.__file__; from mfmda.pipeline import main; sys.argv = ['mfmda', '--help']; main()"
+    code = "import mfmda, sys; assert mfmda.__file__.startswith(sys.path[1]), mfmda.__file__; from mfmda.command import main; sys.argv = ['mfmda', '--help']; main()"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}, capture_output=True, text=True)
     assert run.returncode == 0 and "usage" in run.stdout.lower(), run.stderr
 

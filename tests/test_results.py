@@ -127,12 +127,14 @@ def test_no_shot_is_scored():
 def test_further_rows_are_the_difference_of_their_rows(profile):
     if not (FIGURES / profile / "table2.csv").exists():
         pytest.skip(f"no further row was run with profile {profile}")
-    mean_dice = defaultdict(lambda: defaultdict(list))
-    for r in rows_of(profile) + rows_of(profile, "per_image_further"):
-        mean_dice[r["method"]][r["target"], r["image"]].append((float(r["disc_dice"]) + float(r["cup_dice"])) / 2)
+    scored = rows_of(profile) + rows_of(profile, "per_image_further")
     for line in rows_of(profile, "table2"):
-        images = [i for i in mean_dice[line["row"]] if i in mean_dice["mfm_da"]]
-        gains = [math.fsum(mean_dice[line["row"]][i]) / len(mean_dice[line["row"]][i]) - math.fsum(mean_dice["mfm_da"][i]) / len(mean_dice["mfm_da"][i]) for i in images]
-        assert len(gains) == int(line["n"]) == len(mean_dice[line["row"]])
+        mean_dice = defaultdict(lambda: defaultdict(list))
+        for r in scored:
+            if r["target"] in line["targets"].split():
+                mean_dice[r["method"]][r["image"]].append((float(r["disc_dice"]) + float(r["cup_dice"])) / 2)
+        mine, theirs = ({i: math.fsum(of) / len(of) for i, of in mean_dice[m].items()} for m in (line["row"], line["against"]))
+        assert set(mine) == set(theirs) and len(mine) == int(line["n"])
+        gains = [mine[i] - theirs[i] for i in mine]
         assert math.isclose(float(line["difference"]), stats.tmean(gains), abs_tol=3e-6)
         assert float(line["low"]) <= float(line["difference"]) <= float(line["high"])
