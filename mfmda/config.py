@@ -186,7 +186,7 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
 # %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
     "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=False, redraw=1., colour_map=None, keep=0.),
-    "default": dict(method="invert", start=250, ddim_steps=8, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, redraw=.5, colour_map=None, keep=0.),
+    "default": dict(method="invert", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, redraw=.5, colour_map=None, keep=0.),
 }
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
@@ -294,7 +294,7 @@ ROWS = {
     "stop_gradient": _mfm_da("Δ without gradient", adapt=dict(stop_gradient=True)),
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
-    "noise_400": _mfm_da("redrawn from noise at t = 400", recipes=dict(default=dict(method="noise", start=400, ddim_steps=12))),
+    "start_250": _mfm_da("redrawn from t = 250", recipes=dict(default=dict(start=250, ddim_steps=8))),
     "from_noise": _mfm_da("redrawn from noise instead of inversion", recipes=dict(default=dict(method="noise"))),
     "paper_no_guidance": _mfm_da("paper's recipe without structure guidance", recipes=dict(paper=dict(guidance=0))) | _PAPER,
     "paper_no_style": _mfm_da("paper's recipe without L_style", adapt=dict(style_weight=0.)) | _PAPER,
