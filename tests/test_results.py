@@ -94,7 +94,7 @@ def test_every_run_says_where_it_comes_from(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_pictures_can_be_opened(profile):
-    for name in ("fig1", "fig2", "fig3", "fig4_translation", "fig5_intervals", "fig6_gains"):
+    for name in ("fig1", "fig2", "fig3", "fig4_translation", "fig5_intervals", "fig6_gains", "fig8_failures", "fig9_ranks"):
         with Image.open(FIGURES / profile / f"{name}.png") as picture:
             assert min(picture.size) > 200 and len(set(picture.convert("L").resize((32, 32)).tobytes())) > 8   # not an empty canvas
         assert ElementTree.parse(FIGURES / profile / f"{name}.svg").getroot().tag.endswith("svg")
