@@ -6,7 +6,7 @@
 __all__ = ['FLIPS', 'COLUMNS', 'adapt', 'criteria', 'segment_with_flips', 'segment_folder']
 
 # %% ../nbs/14_adapt.ipynb #648a65dd
-import copy, csv
+import copy, csv, json
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
@@ -14,7 +14,7 @@ from .config import InputError, Profile, atomic_path, load_profile, merge, read_
 from .data import FundusSet, load_folder, read_image, split, _files
 from .ddpm import train_ddpm
 from .encoders import load_encoder, load_style
-from .pipeline import foundation_weights, new_mfm, new_unet, segment_settings, train_foundation
+from .pipeline import Source, new_mfm, new_unet, segment_settings, train_foundation
 from .segment import Segmenter, disc_diameter, train_segmenter, vertical_ratio
 from .translate import Stage1, adapt as adapt_ddpm, choose_step, load_fused, save_fused, score_translation, translate, vary_colours, warm_up_fusion, write_pairs
 
@@ -65,21 +65,16 @@ def _check(source, target, p):
 
 def _same_run(folder, what):
     "One folder holds one run: other data or settings would mix their files."
-    sheet = folder/"run.json"
+    sheet, what = folder/"run.json", json.loads(json.dumps(what))   # as a file gives it back
     if sheet.exists():
-        known = read_json(sheet); other = [k for k in what if known.get(k) != _plain(what[k])]
+        known = read_json(sheet); other = [k for k in what if known.get(k) != what[k]]
         if other: raise InputError(f"{folder}: holds a run with another {', '.join(other)}; give another folder, or delete this one.")
     else: write_json(sheet, what)
-
-def _plain(x):
-    import json
-    return json.loads(json.dumps(x))
 
 def _network(p, foundation, weights, train, validation, seed, folder):
     "The foundation afresh, with its decoder."
     name = foundation or p.foundation["candidates"][0]
     if name == "vit_mae" and weights is None:
-        from mfmda.pipeline import Source
         weights = train_foundation(p, name, Source(train.camera, train, validation, validation), seed, folder/name)
     if name not in p.foundation["candidates"]: p = Profile(**merge(p.to_dict(), dict(foundation=dict(image_size=None, lora=dict(targets=None)))))   # the profile's layer names are of its own candidates
     return new_mfm(p, name, weights, seed)

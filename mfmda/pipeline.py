@@ -136,16 +136,14 @@ def plan(
     if targets and not rows: raise InputError(f"targets={' '.join(targets)!r} without rows: it limits further rows; name some, or leave it out.")
     kinds = {profile.source["train"].partition(":")[0], *(profile.target(t)["test"].partition(":")[0] for t in targets or profile.targets)}
     if "same_eyes" in rows and kinds != {"phantom"}: raise InputError(f"row='same_eyes': profile {profile.name!r} has photographs; only phantoms can be seen through another camera.")
-    places = {"2_adapt": layout.adapted, "3_translate": layout.translated, "5_segment": layout.segmented}
     for seed in profile.seeds:
         ddpm, mfm = ("1_source_ddpm", seed, "", ""), ("4_foundation", seed, "", "")
         out[ddpm] = dict(needs=[], output=layout.source_ddpm(seed)/"result.json")
         out[mfm] = dict(needs=[], output=layout.foundation(seed)/"result.json")
         for t in profile.targets:
             for row in ("", *(rows if t in (targets or profile.targets) else ())):
-                keys = {step: (step, seed, t, row if step in own_steps(row) else "") for step in places}
-                adapted, translated, segmented = keys.values()
+                adapted, translated, segmented = ((step, seed, t, row if step in own_steps(row) else "") for step in own_steps(""))
                 needs = {adapted: [ddpm, mfm], translated: [ddpm, mfm, adapted], segmented: [mfm, translated]}
-                for step, key in keys.items(): out[key] = dict(needs=needs[key], output=places[step](seed, t, key[3])/"result.json")
+                for key, before in needs.items(): out[key] = dict(needs=before, output=layout.of(*key)/"result.json")
     out["6_report", profile.seeds[0], "", ""] = dict(needs=list(out), output=layout.report()/"6_report.ipynb")   # under runs/: committed figures do not mean that this machine ran
     return out

@@ -572,10 +572,9 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
 def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:  # rows like per_image.csv with the row's name as method, and their steps' results
     "Results of the rows in `ROWS` that were run; damaged files and results of other settings raise `InputError`."
     layout, found, steps = Layout(run.profile.name, root), [], []
-    places = {"2_adapt": layout.adapted, "3_translate": layout.translated, "5_segment": layout.segmented}
     for seed, target, row in [(s, t, r) for r in ROWS for s in run.profile.seeds for t in run.profile.targets]:
         if not (layout.segmented(seed, target, row)/"result.json").is_file(): continue
-        own = [read_result(places[step](seed, target, row)/"result.json", step, ["row", "shots"]) for step in own_steps(row)]
+        own = [read_result(layout.of(step, seed, target, row)/"result.json", step, ["row", "shots"]) for step in own_steps(row)]
         for step in ("1_source_ddpm", "2_adapt", "3_translate", "4_foundation"): _same(own[-1] | dict(step=step, target=target if step in own_steps("") else ""), run.profile, row)   # what it read must be of today's settings too
         for s in own: _same(s, run.profile, row)
         base = next(s for s in run.steps if s["step"] == "2_adapt" and s["seed"] == seed and s["target"] == target)
