@@ -23,11 +23,12 @@ rule all:
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key
-    beside = sum(other == step for other, *_ in GRAPH)   # jobs that may run at the same time share the cores
+    share = max(1, workflow.cores // sum(other == step for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
     rule:
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target)))
-        threads: max(1, workflow.cores // beside)
-        shell: "{sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share)
+        threads: share
+        # twice its share, so that a job that is alone does not leave a core idle; threads that wait sleep, so that two jobs do not hinder each other
+        shell: "OMP_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

@@ -16,7 +16,7 @@ from .ddpm import train_ddpm
 from .encoders import load_encoder, load_style
 from .pipeline import Source, new_mfm, new_unet, segment_settings, train_foundation
 from .segment import Segmenter, disc_diameter, train_segmenter, vertical_ratio
-from .translate import Stage1, adapt as adapt_ddpm, choose_step, load_fused, save_fused, score_translation, translate, vary_colours, warm_up_fusion, write_pairs
+from .translate import Stage1, adapt as adapt_ddpm, choose_step, find_discs, load_fused, save_fused, score_translation, translate, vary_colours, warm_up_fusion, write_pairs
 
 # %% ../nbs/14_adapt.ipynb #f34553e4
 def adapt(
@@ -41,12 +41,14 @@ def adapt(
     fused, _ = warm_up_fusion(unet, train.images, p.adapt, seed, p.precision, checkpoint=folder/"fusion.pt", key=key)
     save_fused(fused, folder/"ddpm"); source_model = load_fused(folder/"ddpm")
     data = Stage1.prepare(train.images, shots, load_encoder(p.adapt["encoder"], p.adapt["encoder_size"]), load_style(p.adapt["style"]))
+    finder = model or train_segmenter(train, None, _network(p, foundation, weights, train, validation, seed, folder), options, seed, folder/"source_only.pt", "source only", device=p.device)
+    shot_discs = find_discs(finder, shots)
     probe, recipe = validation.subset(range(min(p.adapt["score_images"], len(validation)))), p.recipes["default"]
-    score = lambda m, step: score_translation(translate(m, probe.float_images(), recipe | dict(redraw=1.), seed, source_model, precision=p.precision, shots=shots), probe.masks, scorer, data, seed)
+    score = lambda m, step: score_translation(translate(m, probe.float_images(), recipe | dict(redraw=1.), seed, source_model, precision=p.precision, shots=shots, discs=(probe.masks > 0, shot_discs)), probe.masks, scorer, data, seed)
     before = score_translation(probe.float_images(), probe.masks, scorer, data, seed)
     _, _, scores = adapt_ddpm(load_fused(folder/"ddpm").train(), data, p.adapt, seed, p.precision, score, folder/"adapted", key=(key, target.without_masks().fingerprint, recipe), label="adapting to the target")
     chosen = choose_step(scores, p.adapt["anatomy_tolerance"], p.adapt["stop_by"])
-    translated = translate(load_fused(folder/"adapted"/f"step{chosen['step']}"), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots)
+    translated = translate(load_fused(folder/"adapted"/f"step{chosen['step']}"), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots, discs=(train.masks > 0, shot_discs))
     write_pairs(folder/"pairs", translated, train)
     network = copy.deepcopy(model.network) if model else _network(p, foundation, weights, train, validation, seed, folder)
     segmenter = train_segmenter(train, (translated * 255).round().to(torch.uint8), network, options, seed, folder/"segment.pt", "stage 2", device=p.device)

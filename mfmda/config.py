@@ -185,8 +185,8 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
 
 # %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
-    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=False, redraw=1., colour_map=None, keep=0.),
-    "default": dict(method="invert", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour=True, redraw=.5, colour_map=None, keep=0.),
+    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=None, redraw=1., colour_map=None, keep=0.),
+    "default": dict(method="invert", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour="regions", redraw=.5, colour_map=None, keep=0.),
 }
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
@@ -224,6 +224,9 @@ PROFILES = {
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
+def _retaken(camera, start, count): return f"crops:refuge_test?camera={camera}&zoom=1.5&largest=160&start={start}&count={count}"
+PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras",
+                                              targets={f"retaken_{n}": dict(pool=_retaken(f"random_{n}", 0, 60), test=_retaken(f"random_{n}", 60, 100)) for n in (2, 6)})
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
@@ -292,6 +295,8 @@ ROWS = {
     "no_style": _mfm_da("no L_style", adapt=dict(style_weight=0.)),
     "no_consistency": _mfm_da("no L_DC", adapt=dict(consistency_weight=0.)),
     "stop_gradient": _mfm_da("Δ without gradient", adapt=dict(stop_gradient=True)),
+    "one_palette": _mfm_da("one palette for the whole image", recipes=dict(default=dict(recolour="image"))),
+    "one_palette_only": _mfm_da("such copies alone", recipes=dict(default=dict(recolour="image", redraw=0.))),
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
     "start_250": _mfm_da("redrawn from t = 250", recipes=dict(default=dict(start=250, ddim_steps=8))),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'CONVENTIONS', 'CROPS', 'disc_cup', 'FundusSet', 'read_image', 'read_mask', 'read_mask_pair',
-           'resize_labels', 'load_folder', 'show_set', 'load_crops', 'load_phantoms', 'load_set', 'few_shot', 'split',
-           'draw_references', 'draw_augmentation', 'augment']
+           'resize_labels', 'load_folder', 'show_set', 'load_crops', 'retake_crops', 'load_phantoms', 'load_set',
+           'few_shot', 'split', 'draw_references', 'draw_augmentation', 'augment']
 
 # %% ../nbs/02_data.ipynb #e37d4d41
 import io, math, os, struct, zlib
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageOps
 from .config import InputError, data_root, fingerprint
-from .phantom import CAMERAS, phantom_batch
+from .phantom import CAMERAS, phantom_batch, rephotograph
 
 # %% ../nbs/02_data.ipynb #a707537c
 def disc_cup(
@@ -271,6 +271,27 @@ def load_crops(
     if root is None: raise InputError(f"crops {name!r}: no data folder found; set MFMDA_DATA to the folder that holds fundus256/, or use phantoms.")
     return load_folder(root/"fundus256"/name, size, camera=CROPS[name])
 
+def retake_crops(
+    name: str,    # one of `CROPS`, with masks
+    size: int,    # side in pixels
+    camera: str,  # of `mfmda.phantom.find_style`
+    zoom: float = 1.,  # 1 or more: magnification, the rest is cut away
+    largest: int | None = None,        # keep so many, those whose cups fill most of their discs; None: all
+    start: int = 0, count: int = 100,  # which of these, in an order that was shuffled once
+) -> FundusSet:   # masks are stored at `size`
+    "Labelled crops as another camera might have taken them: a development shift on photographs."
+    if not 1 <= zoom <= 2: raise InputError(f"zoom={zoom}: expected 1 to 2.")
+    large = load_crops(name, 2 * round(size * zoom / 2))
+    if large.masks is None: raise InputError(f"crops {name!r}: has no masks; a development shift needs a labelled set.")
+    n = largest or len(large)
+    if start < 0 or count < 1 or start + count > n or n > len(large): raise InputError(f"start={start}, count={count}, largest={largest}: crops {name!r} has {len(large)} images.")
+    order = np.random.default_rng(0).permutation(np.argsort([-(m == 2).sum() / (m > 0).sum() for m in large.stored_masks], kind="stable")[:n])
+    edge = (large.size - size) // 2; cut = slice(edge, edge + size)
+    pick = sorted(order[start:start + count].tolist())
+    images = np.stack([rephotograph(large.images[i].permute(1, 2, 0).numpy(), camera, np.random.default_rng([i, zlib.crc32(camera.encode())])) for i in pick])
+    masks = large.masks[pick][:, cut, cut].contiguous()
+    return FundusSet(torch.from_numpy(images).permute(0, 3, 1, 2)[:, :, cut, cut].contiguous(), masks, list(masks.numpy()), [large.ids[i] for i in pick], f"{CROPS[name]}>{camera}")
+
 def load_phantoms(
     camera: str,      # a name of `mfmda.phantom.find_style`
     seed: int = 0,    # names a population of eyes
@@ -287,21 +308,23 @@ def load_phantoms(
 
 # %% ../nbs/02_data.ipynb #c0784916
 def load_set(
-    spec: str,  # "phantom:<camera>?seed=&start=&count=", "crops:<set>", "folder:<path>?camera="
+    spec: str,  # "phantom:<camera>?seed=&start=&count=", "crops:<set>?camera=&zoom=&largest=&start=&count=", "folder:<path>?camera="
     size: int,  # side in pixels
 ) -> FundusSet:
     "Load any set by one string; `InputError` for a form or a parameter that is not known."
     kind, _, rest = spec.partition(":")
     name, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
-    allowed = dict(phantom={"seed", "start", "count"}, crops=set(), folder={"camera"})
+    allowed = dict(phantom={"seed", "start", "count"}, crops={"camera", "zoom", "largest", "start", "count"}, folder={"camera"})
     if kind not in allowed or not name:
         raise InputError(f"set {spec!r}: unknown form; expected 'phantom:<camera>?seed=1&start=0&count=200', 'crops:<set>' or 'folder:<path>'.")
     given = dict(parse_qsl(query, keep_blank_values=True))
     for key in set(given) - allowed[kind]: raise InputError(f"set {spec!r}: parameter {key!r} unknown; {kind} takes {sorted(allowed[kind]) or 'none'}.")
     if kind == "folder": return load_folder(Path(name).expanduser(), size, **given)
-    if kind == "crops": return load_crops(name, size)
-    try: given = {key: int(value) for key, value in given.items()}
-    except ValueError: raise InputError(f"set {spec!r}: seed, start and count are whole numbers.") from None
+    try: given = {key: value if key == "camera" else float(value) if key == "zoom" else int(value) for key, value in given.items()}
+    except ValueError: raise InputError(f"set {spec!r}: seed, start, count and largest are whole numbers, zoom is a number.") from None
+    if kind == "crops":
+        if given and "camera" not in given: raise InputError(f"set {spec!r}: {', '.join(given)} without a camera; add camera=<a phantom camera>, or read the whole set.")
+        return retake_crops(name, size, **given) if given else load_crops(name, size)
     return load_phantoms(name, size=size, **given)
 
 # %% ../nbs/02_data.ipynb #c5508b34

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REAL', 'CAMERAS', 'TARGETS', 'measure_image', 'measure_mask', 'measure_set', 'Eye', 'draw_eye', 'draw_mask',
            'log_reflectance', 'CameraStyle', 'photograph', 'find_style', 'phantom_batch', 'colour_distance',
-           'random_camera']
+           'random_camera', 'rephotograph']
 
 # %% ../nbs/01_phantom.ipynb #58507cc2
 import io
@@ -376,9 +376,13 @@ def _expose(log, style, shot, eye):
     "Reflectance as the optics form it, float32 (S,S,3) relative to the typical retina, and the field's mask (S,S,1)."
     size, (far, inside) = len(log), _field(eye, style.edge, len(log))
     light = ((_grid(size).T - .5) @ shot["slant"]).reshape(size, size) - shot["vignetting"] * np.minimum(far, 1.1) ** 6
-    seen = (np.exp(log) @ np.float32(style.response).T).clip(.02) ** np.float32(shot["contrast"] * np.array(style.gamma))
-    seen = _blur(seen * np.exp(light[..., None] * _EDGE_TINT) * inside[..., None], shot["blur"] * size)
-    return seen + shot["glare"] * (_blur(seen, _GLARE * size) - seen), inside[..., None]
+    return _optics(np.exp(log), np.exp(light[..., None] * _EDGE_TINT) * inside[..., None], style, shot), inside[..., None]
+
+def _optics(seen, light, style, shot):
+    "Reflectance (S,S,3) under light (S,S,1 or 3), through response, contrast, blur and glare."
+    seen = (seen @ np.float32(style.response).T).clip(.02) ** np.float32(shot["contrast"] * np.array(style.gamma))
+    seen = _blur(seen * light, shot["blur"] * len(seen))
+    return seen + shot["glare"] * (_blur(seen, _GLARE * len(seen)) - seen)
 
 # %% ../nbs/01_phantom.ipynb #884bdd44
 def photograph(
@@ -389,7 +393,10 @@ def photograph(
 ) -> np.ndarray:  # uint8 (S,S,3)
     "One picture of an eye through a camera."
     shot = _settings(style, rng)
-    seen, inside = _expose(log_reflectance(eye, size), style, shot, eye)
+    return _develop(*_expose(log_reflectance(eye, size), style, shot, eye), style, shot, rng)
+
+def _develop(seen, inside, style, shot, rng):
+    "Exposure, haze, highlights, noise and JPEG: what the optics formed, as uint8 (S,S,3)."
     image = shot["colour"] * (seen + shot["haze"] * (1.15 * inside - seen))
     room = 1 - style.knee
     image = np.where(image > style.knee, style.knee + room * np.tanh((image - style.knee) / room), np.maximum(image, 0))
@@ -472,3 +479,17 @@ def random_camera(
             blur=(float(np.exp(draw(np.log(.002), np.log(.014)))), .25), noise=(draw(.002, .025), .3), quality=(draw(60, 97), .03),
             vignetting=(draw(0, .6), .3), slant=draw(.05, .3), knee=draw(.65, .92), edge=draw(.01, .95))
         if min(colour_distance(style, CAMERAS[name]) for name in TARGETS) >= margin: return style
+
+# %% ../nbs/01_phantom.ipynb #10c5ec97
+def rephotograph(
+    image: np.ndarray,  # uint8 (S,S,3), taken by a camera that `home` follows
+    camera: "str | CameraStyle",  # of `find_style`
+    rng: np.random.Generator,  # settings and noise of this photograph
+    home: str = "phantom_a",
+) -> np.ndarray:  # uint8 (S,S,3)
+    "The same photograph as another camera might have taken it; what is black stays outside its field."
+    style = find_style(camera); shot, value = _settings(style, rng), image / np.float32(255)
+    inside = _blur((value.max(2, keepdims=True) > .08).astype(np.float32), 1)
+    light = np.exp(((_grid(len(image)).T - .5) @ shot["slant"]).reshape(*image.shape[:2], 1))
+    seen = _optics(np.maximum(value, .01) / np.float32(find_style(home).colour), light * inside, style, shot)
+    return _develop(seen, inside, style, shot, rng)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['phase', 'time_weight', 'diffusion_weight', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused',
-           'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'transport', 'colour_map', 'recolour', 'translate',
-           'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation', 'choose_step', 'adapt',
-           'write_pairs']
+           'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'transport', 'colour_map', 'recolour', 'find_discs',
+           'translate', 'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation', 'choose_step',
+           'adapt', 'write_pairs']
 
 # %% ../nbs/06_translate.ipynb #6f78319a
 import json, math
@@ -196,19 +196,34 @@ def colour_map(source: torch.Tensor, translated: torch.Tensor, radius: float = .
     offset = mean_t - _move(matrix, mean_s)
     return (_move(_box(matrix.flatten(1, 2), r).unflatten(1, (3, 3)), source) + _box(offset, r)).clamp(0, 1)
 
-def recolour(images: torch.Tensor, references: torch.Tensor, seed: int = 0, eps: float = 1e-4, dark: float = .08) -> torch.Tensor:
+def recolour(images: torch.Tensor, references: torch.Tensor, seed: int = 0, discs=None, reference_discs=None, eps: float = 1e-4, dark: float = .08) -> torch.Tensor:
     """Give each source image the palette of one target image, inside the field of view (some channel above `dark`).
-    images (N, 3, S, S) and references (K, 3, S, S) in [0, 1] -> (N, 3, S, S); which one is drawn from `seed`, as for every rival."""
-    def moments(x):
-        inside = (x.amax(1, keepdim=True) > dark).float(); n = inside.sum((2, 3)).clamp(min=1)
-        mean = (x * inside).sum((2, 3)) / n
-        centred = ((x - mean[..., None, None]) * inside).flatten(2)
-        return mean, centred @ centred.mT / n[..., None] + eps * torch.eye(3), inside
+    images (N, 3, S, S) and references (K, 3, S, S) in [0, 1] -> (N, 3, S, S); which one is drawn from `seed`, as for every rival.
+    With discs (N, S, S) and reference_discs (K, S, S), 0 or 1, disc and surround have a map each; a reference without a disc gives one map."""
     drawn = draw_references(len(images), len(references), seed)
-    (mean_s, cov_s, inside), (mean_t, cov_t, _) = moments(images), moments(references)
-    moved = torch.einsum("bij,bjhw->bihw", transport(cov_s, cov_t[drawn]), images - mean_s[..., None, None]) + mean_t[drawn][..., None, None]
+    inside, in_reference = ((x.amax(1, keepdim=True) > dark).float() for x in (images, references))
+    def moved(here, there):
+        (mean_s, cov_s), (mean_t, cov_t) = _moments(images, here, eps), _moments(references, there, eps)
+        return torch.einsum("bij,bjhw->bihw", transport(cov_s, cov_t[drawn]), images - mean_s[..., None, None]) + mean_t[drawn][..., None, None]
+    out = moved(inside, in_reference)
+    if discs is not None:
+        disc, reference_disc = discs[:, None].float(), reference_discs[:, None].float()
+        share = _box(disc, 2)
+        both = share * moved(inside * disc, in_reference * reference_disc) + (1 - share) * moved(inside * (1 - disc), in_reference * (1 - reference_disc))
+        found = (reference_disc.mean((1, 2, 3)) > .005)[drawn] & (disc.mean((1, 2, 3)) > .005)
+        out = torch.where(found[:, None, None, None], both, out)
     soft = _box(inside, 2) * inside
-    return (moved * soft + images * (1 - soft)).clamp(0, 1)
+    return (out * soft + images * (1 - soft)).clamp(0, 1)
+
+def _moments(x, weight, eps):
+    "Mean (B, 3) and covariance (B, 3, 3) of colours (B, 3, H, W) under weights (B, 1, H, W)."
+    n = weight.sum((2, 3)).clamp(min=1e-6); mean = (x * weight).sum((2, 3)) / n
+    centred = (x - mean[..., None, None]).flatten(2)
+    return mean, (centred * weight.flatten(2)) @ centred.mT / n[..., None] + eps * torch.eye(3)
+
+def find_discs(segmenter, images: torch.Tensor) -> torch.Tensor:  # (K, 3, S, S) uint8 -> (K, S, S) bool
+    "Where `segmenter(images) -> (B, 2, H, W)`, trained on the source, sees the disc in unlabelled images."
+    with torch.no_grad(): return torch.cat([segmenter(x.float() / 255)[:, 0] > .5 for x in images.split(64)])
 
 # %% ../nbs/06_translate.ipynb #87b59fb1
 @torch.no_grad()
@@ -218,13 +233,16 @@ def translate(
     recipe: dict,            # see `config.RECIPES`
     seed: int = 0, source_model=None, batch: int = 32, precision: str = "fp32",
     shots: torch.Tensor | None = None,  # (K, 3, S, S) uint8, the target images: for recipes that recolour
+    discs: tuple | None = None,         # the discs of images (N, S, S) and of shots (K, S, S), see `find_discs`: for recipes that recolour by region
 ) -> torch.Tensor:           # (N, 3, S, S) in [0, 1]
     "Translate source images into target style; deterministic per (seed, position)."
     if recipe["method"] not in ("noise", "invert"): raise InputError(f"recipe method={recipe['method']!r}: expected 'noise' or 'invert'.")
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
-    if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour=True, or redraw=1.")
-    if recipe["recolour"] and shots is None: raise InputError("a recipe with recolour=True takes its palettes from the target images; pass shots=.")
-    start = recolour(images, shots.float() / 255, seed) if recipe["recolour"] else images
+    if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour='regions' or 'image', or redraw=1.")
+    if recipe["recolour"] not in (None, "image", "regions"): raise InputError(f"recipe recolour={recipe['recolour']!r}: expected None, 'image' or 'regions'.")
+    if recipe["recolour"] and shots is None: raise InputError(f"a recipe with recolour={recipe['recolour']!r} takes its palettes from the target images; pass shots=.")
+    if recipe["recolour"] == "regions" and discs is None: raise InputError("a recipe with recolour='regions' has to know where discs are; pass discs=, or set recolour='image'.")
+    start = recolour(images, shots.float() / 255, seed, *(discs if recipe["recolour"] == "regions" else ())) if recipe["recolour"] else images
     drawn, out = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < recipe["redraw"], start.clone()
     for k, part in enumerate(drawn.nonzero()[:, 0].split(batch) if drawn.any() else []):
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
