@@ -10,7 +10,7 @@ import copy, csv, json
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-from .config import InputError, Profile, atomic_path, load_profile, merge, read_json, write_json
+from .config import InputError, Profile, atomic_path, fingerprint, load_profile, merge, read_json, write_json
 from .data import FundusSet, load_folder, read_image, split, _files
 from .ddpm import train_ddpm
 from .encoders import load_encoder, load_style
@@ -33,7 +33,7 @@ def adapt(
     p, folder = profile if isinstance(profile, Profile) else load_profile(profile), Path(folder)
     source, target = (x if isinstance(x, FundusSet) else load_folder(x, p.size) for x in (source, target))
     _check(source, target, p)
-    _same_run(folder, dict(source=source.fingerprint, target=target.without_masks().fingerprint, profile=p.to_dict(), seed=seed, foundation=foundation, started_from=model is not None))
+    _same_run(folder, dict(source=source.fingerprint, target=target.without_masks().fingerprint, profile=p.to_dict(), seed=seed, foundation=foundation, started_from=None if model is None else fingerprint(list(model.network.state_dict().values()))))
     train, validation = split(source, (1 - p.validation, p.validation), seed)
     options, key, shots = segment_settings(p), source.fingerprint, target.images
     scorer = train_segmenter(train, vary_colours(train.images, seed), new_unet(seed + 100), options, seed + 100, folder/"scorer.pt", "anatomy scorer", device=p.device)
@@ -48,10 +48,11 @@ def adapt(
     before = score_translation(probe.float_images(), probe.masks, scorer, data, seed)
     _, _, scores = adapt_ddpm(load_fused(folder/"ddpm").train(), data, p.adapt, seed, p.precision, score, folder/"adapted", key=(key, target.without_masks().fingerprint, recipe), label="adapting to the target")
     chosen = choose_step(scores, p.adapt["anatomy_tolerance"], p.adapt["stop_by"])
-    translated = translate(load_fused(folder/"adapted"/f"step{chosen['step']}"), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots, discs=(train.masks > 0, shot_discs))
-    write_pairs(folder/"pairs", translated, train)
+    if not (folder/"pairs").exists():
+        write_pairs(folder/"pairs", translate(load_fused(folder/"adapted"/f"step{chosen['step']}"), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots, discs=(train.masks > 0, shot_discs)), train)
+    translated = load_folder(folder/"pairs", p.size).by_id(train.ids).images
     network = copy.deepcopy(model.network) if model else _network(p, foundation, weights, train, validation, seed, folder)
-    segmenter = train_segmenter(train, (translated * 255).round().to(torch.uint8), network, options, seed, folder/"segment.pt", "stage 2", device=p.device)
+    segmenter = train_segmenter(train, translated, network, options, seed, folder/"segment.pt", "stage 2", device=p.device)
     segmenter.facts["adaptation"] = criteria(before, chosen, segmenter, validation, target) | dict(shots=target.ids, seed=seed, profile=p.name)
     segmenter.save_pretrained(folder/"segmenter")
     return segmenter
