@@ -231,11 +231,13 @@ def translate(
     model: FusedUNet,        # adapted to the target
     images: torch.Tensor,    # (N, 3, S, S) in [0, 1], source
     recipe: dict,            # see `config.RECIPES`
-    seed: int = 0, source_model=None, batch: int = 32, precision: str = "fp32",
+    seed: int = 0, source_model=None,
+    batch: int = 8,          # images at once: a small batch stays in a CPU's caches, a GPU wants more; noise is drawn for each batch
+    precision: str = "fp32",
     shots: torch.Tensor | None = None,  # (K, 3, S, S) uint8, the target images: for recipes that recolour
     discs: tuple | None = None,         # the discs of images (N, S, S) and of shots (K, S, S), see `find_discs`: for recipes that recolour by region
 ) -> torch.Tensor:           # (N, 3, S, S) in [0, 1]
-    "Translate source images into target style; deterministic per (seed, position)."
+    "Translate source images into target style; deterministic per (seed, batch, position)."
     if recipe["method"] not in ("noise", "invert"): raise InputError(f"recipe method={recipe['method']!r}: expected 'noise' or 'invert'.")
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
     if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour='regions' or 'image', or redraw=1.")
