@@ -547,7 +547,7 @@ def vcdr_sentence(account: pd.DataFrame, target: str) -> str:  # of `vcdr_accoun
     share = lambda m: f"{number(row.cup_dice[m])} → {number(row.cup_dice_matched[m])}"
     return (f"On {domain_name(target)} the mean vertical cup-to-disc ratio is {number(row.vcdr_mean['target masks'], 2)}, in the source {number(row.vcdr_mean['source masks'], 2)}. "
             f"Moving the cup's threshold until each method's mean ratio is the target's (which takes target labels, so it is an analysis and no row) changes cup Dice: "
-            f"source-only MFM {share('mfm_source')}, MFM-DA {share('mfm_da')}, oracle {share('oracle')}.")
+            + ", ".join(f"{METHODS[m].rstrip('*').replace('MFM, source', 'source')} {share(m)}" for m in ("mfm_source", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle") if m in row.index) + ".")
 
 # %% ../nbs/12_report.ipynb #727b76b5
 def holm(p: np.ndarray) -> np.ndarray:  # (k,) p-values -> (k,) corrected, in the same order
