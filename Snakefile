@@ -21,9 +21,11 @@ rule all:
     input: marker(next(reversed(GRAPH)))
 
 
+FIRST = {"1_source_ddpm", "4_foundation"}   # these need nothing, so they run side by side
+
 for key, entry in GRAPH.items():
     step, seed, target, row = key
-    share = max(1, workflow.cores // sum(other == step for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
+    share = max(1, workflow.cores // sum(other in (FIRST if step in FIRST else {step}) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
     rule:
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]

@@ -214,7 +214,7 @@ PROFILES = {
                   ddpm=dict(channels=[16, 32, 32], steps=30), adapt=dict(warmup_steps=6, steps=12, score_every=6, score_images=8),
                   foundation=dict(candidates=["efficientnet_lite0", "vit_mae"], image_size=64, lora=dict(targets=DEEP), mae=dict(steps=6, batch=16, images=64)), segment=dict(steps=12, batch=4)),
     "mini": dict(note="three phantom targets, one seed: the default of `make reproduce`", precision="bf16", **_phantom_sets(300, 110, 100),
-                 ddpm=dict(channels=[24, 48, 96], steps=1200, batch=8), adapt=dict(steps=80, score_images=16), recipes=dict(paper=dict(ddim_steps=12)), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
+                 ddpm=dict(channels=[24, 48, 96], steps=1000, batch=8), adapt=dict(steps=80, score_images=16), recipes=dict(paper=dict(ddim_steps=12)), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
     "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", size=64, precision="bf16",
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
