@@ -33,4 +33,4 @@ for key, entry in GRAPH.items():
         params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share)
         threads: share
         # twice its share, so that a job that is alone does not leave a core idle; threads that wait sleep, so that two jobs do not hinder each other
-        shell: "OMP_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"
+        shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"
