@@ -224,12 +224,12 @@ PROFILES = {
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
-def _retaken(camera, start, count): return f"crops:refuge_test?camera={camera}&zoom=1.5&largest=160&start={start}&count={count}"
-PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras",
-                                              targets={f"retaken_{n}": dict(pool=_retaken(f"random_{n}", 0, 60), test=_retaken(f"random_{n}", 60, 100)) for n in (2, 6)})
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
+def _retaken(camera, start, count): return f"crops:refuge_test?camera={camera}&zoom=1.5&largest=160&start={start}&count={count}"
+PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras",
+                                              targets={f"retaken_{n}": dict(pool=_retaken(f"random_{n}", 0, 60), test=_retaken(f"random_{n}", 60, 100)) for n in (2, 6)})
 
 # %% ../nbs/00_config.ipynb #e18c7489
 def merge(base: dict, over: dict, path: str = "") -> dict:
