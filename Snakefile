@@ -21,7 +21,7 @@ rule all:
     input: marker(next(reversed(GRAPH)))
 
 
-FIRST = {"1_source_ddpm", "4_foundation"}   # these need nothing, so they run side by side
+FIRST = {step for (step, *_), entry in GRAPH.items() if not entry["needs"]}   # these wait for nothing, so they run side by side
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key

@@ -41,9 +41,11 @@ def adapt(
     fused, _ = warm_up_fusion(unet, train.images, p.adapt, seed, p.precision, checkpoint=folder/"fusion.pt", key=key)
     save_fused(fused, folder/"ddpm"); source_model = load_fused(folder/"ddpm")
     data = Stage1.prepare(train.images, shots, load_encoder(p.adapt["encoder"], p.adapt["encoder_size"]), load_style(p.adapt["style"]))
-    finder = model or train_segmenter(train, None, _network(p, foundation, weights, train, validation, seed, folder), options, seed, folder/"source_only.pt", "source only", device=p.device)
-    shot_discs = find_discs(finder, shots)
     probe, recipe = validation.subset(range(min(p.adapt["score_images"], len(validation)))), p.recipes["default"]
+    shot_discs = None
+    if recipe["recolour"] == "regions":
+        finder = model or train_segmenter(train, None, _network(p, foundation, weights, train, validation, seed, folder), options, seed, folder/"source_only.pt", "source only", device=p.device)
+        shot_discs = find_discs(finder, shots)
     score = lambda m, step: score_translation(translate(m, probe.float_images(), recipe | dict(redraw=1.), seed, source_model, precision=p.precision, shots=shots, discs=(probe.masks > 0, shot_discs)), probe.masks, scorer, data, seed)
     before = score_translation(probe.float_images(), probe.masks, scorer, data, seed)
     _, _, scores = adapt_ddpm(load_fused(folder/"ddpm").train(), data, p.adapt, seed, p.precision, score, folder/"adapted", key=(key, target.without_masks().fingerprint, recipe), label="adapting to the target")

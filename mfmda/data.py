@@ -283,7 +283,7 @@ def retake_crops(
     if not 1 <= zoom <= 2: raise InputError(f"zoom={zoom}: expected 1 to 2.")
     large = load_crops(name, 2 * round(size * zoom / 2))
     if large.masks is None: raise InputError(f"crops {name!r}: has no masks; a development shift needs a labelled set.")
-    n = largest or len(large)
+    n = len(large) if largest is None else largest
     if start < 0 or count < 1 or start + count > n or n > len(large): raise InputError(f"start={start}, count={count}, largest={largest}: crops {name!r} has {len(large)} images.")
     order = np.random.default_rng(0).permutation(np.argsort([-(m == 2).sum() / (m > 0).sum() for m in large.stored_masks], kind="stable")[:n])
     edge = (large.size - size) // 2; cut = slice(edge, edge + size)

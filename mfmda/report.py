@@ -475,7 +475,7 @@ def figure3(
     few = len(generation) == 1
     with style():
         fig = Drawing(figsize=(WIDTH, 9)); a, b = (fig.add_axes((0, 0, 1, 1), label=name) for name in "ab")
-        sizes = [_generation(a, generation, 10 if few else 9 // len(generation)), _segmentation(b, segmentation, 3 if few else 2)]
+        sizes = [_generation(a, generation, 8 if few else 9 // len(generation)), _segmentation(b, segmentation, 3 if few else 2)]
         heights = [WIDTH * h / w for w, h in sizes]; total = sum(heights) + .45
         fig.set_size_inches(WIDTH, total)
         a.set_position((0, (heights[1] + .4) / total, 1, heights[0] / total)); b.set_position((0, .25 / total, 1, heights[1] / total))
@@ -547,7 +547,7 @@ def vcdr_sentence(account: pd.DataFrame, target: str) -> str:  # of `vcdr_accoun
     share = lambda m: f"{number(row.cup_dice[m])} → {number(row.cup_dice_matched[m])}"
     return (f"On {domain_name(target)} the mean vertical cup-to-disc ratio is {number(row.vcdr_mean['target masks'], 2)}, in the source {number(row.vcdr_mean['source masks'], 2)}. "
             f"Moving the cup's threshold until each method's mean ratio is the target's (which takes target labels, so it is an analysis and no row) changes cup Dice: "
-            + ", ".join(f"{METHODS[m].rstrip('*').replace('MFM, source', 'source')} {share(m)}" for m in ("mfm_source", "mfm_reinhard", "mfm_fda", "mfm_da_paper", "mfm_da", "oracle") if m in row.index) + ".")
+            + "; ".join(f"{METHODS[m].rstrip('*')} {share(m)}" for m in PICTURED if m in row.index) + ".")
 
 # %% ../nbs/12_report.ipynb #727b76b5
 def holm(p: np.ndarray) -> np.ndarray:  # (k,) p-values -> (k,) corrected, in the same order

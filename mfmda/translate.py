@@ -210,8 +210,8 @@ def recolour(images: torch.Tensor, references: torch.Tensor, seed: int = 0, disc
         disc, reference_disc = discs[:, None].float(), reference_discs[:, None].float()
         share = _box(disc, 2)
         both = share * moved(inside * disc, in_reference * reference_disc) + (1 - share) * moved(inside * (1 - disc), in_reference * (1 - reference_disc))
-        found = (reference_disc.mean((1, 2, 3)) > .005)[drawn] & (disc.mean((1, 2, 3)) > .005)
-        out = torch.where(found[:, None, None, None], both, out)
+        smaller = torch.minimum(disc.mean((1, 2, 3)), reference_disc.mean((1, 2, 3))[drawn])
+        out = torch.where((smaller > .005)[:, None, None, None], both, out)
     soft = _box(inside, 2) * inside
     return (out * soft + images * (1 - soft)).clamp(0, 1)
 
