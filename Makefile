@@ -16,7 +16,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest
+.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -30,6 +30,9 @@ help: ## list the targets
 
 reproduce: $(READY) ## tables and figures of PROFILE into figures/PROFILE/, ROWS into Table 2 (resumes where it stopped)
 	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)" rows="$(ROWS)" targets="$(TARGETS)")
+
+unlock: $(READY) ## after a power loss or a kill, if `reproduce` says that the folder is locked and no other run is going on
+	@$(STEPS) --unlock --config profile="$(PROFILE)"
 
 test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
 	@echo; echo "All stages passed."

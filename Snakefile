@@ -2,7 +2,7 @@
 # A finished step is not run again; an interrupted one resumes from its checkpoint.
 import sys
 from mfmda.config import InputError, fingerprint, load_profile, settings_of
-from mfmda.pipeline import plan
+from mfmda.pipeline import STEPS, plan
 
 PROFILE = str(config.get("profile", "mini"))
 try:
@@ -30,7 +30,8 @@ for key, entry in GRAPH.items():
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share)
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share if step in FIRST else share)
         threads: share
-        # twice its share, so that a job that is alone does not leave a core idle; threads that wait sleep, so that two jobs do not hinder each other
+        priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
+        # the steps that wait for nothing differ in length, so the longer one may use the cores that the other leaves; elsewhere a second thread wins less than two jobs lose by sharing cores
         shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

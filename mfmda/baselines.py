@@ -125,7 +125,8 @@ def tent(
 ) -> Segmenter:
     "A copy of the segmenter, adapted by entropy minimisation."
     adapted, x = _copied(segmenter, shots, "TENT")
-    norms = trained_norms(adapted.network); affine = [p for m in norms for p in m.parameters()]
+    norms = trained_norms(adapted.network); layer_norms = [m for m in adapted.network.modules() if isinstance(m, nn.LayerNorm)]   # a ViT's: no statistics, but γ and β
+    affine = [p for m in norms + layer_norms for p in m.parameters()]
     for p in adapted.network.parameters(): p.requires_grad_(False)
     for p in affine: p.requires_grad_(True)
     optimizer = torch.optim.Adam(affine, lr)

@@ -224,6 +224,8 @@ PROFILES = {
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
+PROFILES["mini_vit"] = PROFILES["mini"] | dict(note="mini on one target, with a ViT pretrained by masked autoencoding as the foundation",
+                                               targets={"phantom_b": PROFILES["mini"]["targets"]["phantom_b"]}, foundation=dict(candidates=["vit_mae"]))
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
@@ -281,6 +283,7 @@ def with_row(profile: Profile, row: str) -> Profile:
 def _mfm_da(label, **over): return dict(label=label, group="MFM-DA, changed", pairs="default", over=over)
 def _rival(label, pairs=None, **over): return dict(label=label, group="further rivals", pairs=pairs, over=over)
 _PAPER = dict(pairs="paper", against="mfm_da_paper")   # compared with MFM-DA with the paper's translation
+_VIT = dict(backbone="vit_mae")                        # changes what only a ViT has
 
 # with LoRA on the deeper stages alone, L_align can move only the levels that these make: fewer levels then mean a heavier L_align on the coarsest
 ROWS = {
@@ -311,6 +314,9 @@ ROWS = {
     "head_only": _mfm_da("head alone", foundation=dict(trainable="head")),
     **{f"rank_{r}": _mfm_da(f"LoRA rank {r}", foundation=dict(lora=dict(rank=r, alpha=2 * r))) for r in (2, 4, 16)},
     "lora_everywhere": _mfm_da("LoRA in every stage", foundation=dict(lora=dict(targets=None))),
+    "lora_qkv": _mfm_da("LoRA on qkv alone", foundation=dict(lora=dict(targets=r".*blocks\.\d+\.attn\.qkv"))) | _VIT,
+    "reins": _mfm_da("Reins, the released code's tokens, instead of LoRA", foundation=dict(trainable="reins")) | _VIT,
+    "random_backbone": _mfm_da("backbone without pretraining", foundation={}) | dict(weights="random") | _VIT,
     "full": _mfm_da("all weights", foundation=dict(trainable="all")),
     "three_steps": _mfm_da("three optimiser steps a batch", segment=dict(optimisation="three_steps")),
     "running_statistics": _mfm_da("running batch statistics", segment=dict(statistics="running")),

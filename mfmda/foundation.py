@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIT_TARGETS', 'TRAINABLE', 'IMAGENET', 'FOUNDATIONS', 'ARCHITECTURE', 'pyramid_blocks', 'pyramid', 'LoraSettings',
-           'lora_targets', 'is_vit', 'add_lora', 'read_weights', 'load_backbone', 'Foundation', 'build_foundation',
-           'MaeSettings', 'mae_encoder', 'patchify', 'unpatchify', 'MaskedAutoencoder', 'sincos_positions',
-           'random_crop', 'pretrain_mae']
+           'lora_targets', 'is_vit', 'add_lora', 'Reins', 'add_reins', 'read_weights', 'load_backbone', 'Foundation',
+           'build_foundation', 'MaeSettings', 'mae_encoder', 'patchify', 'unpatchify', 'MaskedAutoencoder',
+           'sincos_positions', 'random_crop', 'pretrain_mae']
 
 # %% ../nbs/07_foundation.ipynb #db0e1d3a
 import argparse, json, math
@@ -83,6 +83,43 @@ def add_lora(
     config.base_model_name_or_path = base_name
     return adapted
 
+# %% ../nbs/07_foundation.ipynb #0a133af2
+class Reins(nn.Module):
+    "Learnable tokens beside each block of a ViT (arXiv 2312.04265), which the released code trains under the name of LoRA; parameters are named as there."
+    def __init__(self,
+        depth: int,        # blocks
+        dim: int,          # d
+        tokens: int = 100, # m, per block
+        rank: int = 16,    # of T = A·B
+        scale: float = 1e-3,
+    ):
+        super().__init__()
+        normal = lambda *shape: nn.Parameter(torch.randn(*shape) / shape[-1]**.5)
+        self.learnable_tokens_a, self.learnable_tokens_b = normal(depth, tokens, rank), normal(depth, rank, dim)
+        self.mlp_token2feat, self.mlp_delta_f = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: torch.Tensor, block: int, prefix: int = 1):  # (B, prefix + n, d): tokens after `block`, the first `prefix` of them (the class token) left alone -> the same shape
+        T, h = self.learnable_tokens_a[block] @ self.learnable_tokens_b[block], x[:, prefix:]
+        attention = (h @ T.mT / h.shape[-1]**.5).softmax(-1)
+        delta = attention[..., 1:] @ self.mlp_token2feat(T[1:])
+        return torch.cat([x[:, :prefix], h + self.scale * self.mlp_delta_f(delta + h)], 1)
+
+class _AfterBlock:
+    "Forward hook of one block; an object and not a closure, so that a deep copy of the network calls its own copy of the tokens."
+    def __init__(self, reins, block, prefix): self.reins, self.block, self.prefix = reins, block, prefix
+    def __call__(self, module, inputs, output): return self.reins(output, self.block, self.prefix)
+
+def add_reins(
+    backbone: nn.Module,  # a timm ViT; its blocks get hooks
+    **sizes,              # of `Reins`
+) -> Reins:
+    "Let learnable tokens speak after each block. Raises `InputError` for a network without blocks of tokens."
+    if not is_vit(backbone): raise InputError(f"trainable='reins': {type(backbone).__name__} has no blocks of tokens; expected a ViT, or trainable='lora'.")
+    reins = Reins(len(backbone.blocks), backbone.embed_dim, **sizes)
+    for k, block in enumerate(backbone.blocks): block.register_forward_hook(_AfterBlock(reins, k, backbone.num_prefix_tokens))
+    return reins
+
 # %% ../nbs/07_foundation.ipynb #66d35ed3
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     "State dict of a safetensors or torch file (never unpickling code); weights nested under `model` or `state_dict` are unwrapped."
@@ -128,7 +165,7 @@ def _resample_positions(pos_embed, backbone):
     return resample_abs_pos_embed(pos_embed, new_size=backbone.patch_embed.grid_size, num_prefix_tokens=backbone.num_prefix_tokens)
 
 # %% ../nbs/07_foundation.ipynb #49b7bd7d
-TRAINABLE = ("head", "lora", "all")
+TRAINABLE = ("head", "lora", "reins", "all")
 
 class Foundation(nn.Module):
     """A timm network as a feature pyramid. Built by `build_foundation`; source: Eq. 9 and 10.
@@ -142,6 +179,7 @@ class Foundation(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.backbone = backbone.requires_grad_(trainable == "all")
+        self.reins = add_reins(backbone) if trainable == "reins" else None
         self.train(False)
         with torch.no_grad(): self.channels = [m.shape[1] for m in self.features(torch.zeros(1, 3, image_size, image_size))]
 
@@ -166,7 +204,7 @@ class Foundation(nn.Module):
 
     def counts(self) -> dict:
         "Numbers in the network, and how many of them train."
-        return dict(total=sum(p.numel() for p in self.backbone.parameters()), trained=sum(p.numel() for p in self.backbone.parameters() if p.requires_grad))
+        return dict(total=sum(p.numel() for p in self.parameters()), trained=sum(p.numel() for p in self.parameters() if p.requires_grad))
 
     def _repr_markdown_(self):
         c = self.counts()
@@ -190,7 +228,7 @@ FOUNDATIONS = dict(
 def build_foundation(
     name: str,                         # one of FOUNDATIONS, or any timm network
     weights: str | Path | dict | None = None,  # file, state dict, "random", or None for weights that come with a package
-    trainable: str = "head",           # "head", "lora" or "all"
+    trainable: str = "head",           # "head", "lora", "reins" (ViT) or "all"
     lora: LoraSettings | dict | None = None,  # used with trainable="lora"
     image_size: int | None = None,     # px of the network's own input; None: its default
 ) -> Foundation:

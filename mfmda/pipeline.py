@@ -10,7 +10,7 @@ __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experimen
 import os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
+from .config import DEEP, InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
 from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
@@ -73,8 +73,8 @@ def new_mfm(profile: Profile, name: str, weights, seed: int):
     from mfmda.foundation import build_foundation
     from mfmda.segment import SegmentationModel
     f = dict(profile.foundation)
-    # the profile's input size and layer names are those of the packaged CNN; the ViT brings its own
-    if name == "vit_mae": f |= dict(image_size=None, lora=f["lora"] | dict(targets=None))
+    # the input size and the layer names of a profile that names the CNN's are not the ViT's
+    if name == "vit_mae" and f["lora"]["targets"] == DEEP: f |= dict(image_size=None, lora=f["lora"] | dict(targets=None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)                    # LoRA's A is drawn at random
         return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)
@@ -131,7 +131,9 @@ def plan(
 ) -> dict:       # (step, seed, target, row) -> dict(needs=[(step, seed, target, row)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
-    for row in rows: find_row(row)
+    for row in rows:
+        backbone, candidates = find_row(row).get("backbone"), profile.foundation["candidates"]
+        if backbone and candidates != [backbone]: raise InputError(f"row={row!r}: it changes a part of {backbone}, but profile {profile.name!r} has the foundation {' or '.join(candidates)}; run it with a profile whose candidates are [{backbone!r}], such as mini_vit.")
     for target in targets: profile.target(target)
     if targets and not rows: raise InputError(f"targets={' '.join(targets)!r} without rows: it limits further rows; name some, or leave it out.")
     kinds = {profile.source["train"].partition(":")[0], *(profile.target(t)["test"].partition(":")[0] for t in targets or profile.targets)}

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT', 'DISC',
-           'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'FAILURES', 'domain_name', 'read_result',
-           'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table', 'same_data',
-           'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'average_rank', 'table1_markdown', 'caption',
-           'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow', 'funnel', 'thumb', 'paint_mask',
-           'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice',
-           'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table', 'read_further', 'table2',
-           'table2_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record',
-           'write_table']
+           'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'STYLE', 'FAILURES', 'domain_name',
+           'read_result', 'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table',
+           'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'average_rank',
+           'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow',
+           'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
+           'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table',
+           'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown', 'figure7', 'figure8',
+           'rank_test', 'figure9', 'figure5', 'figure6', 'run_record', 'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -614,6 +614,37 @@ def table2_markdown(table: pd.DataFrame, note: str) -> str:  # of `table2`
                 change = f"**{signed(r.difference)}**" if r.low > 0 or r.high < 0 else signed(r.difference)
                 lines.append(f"| {r.label} | {where} | {number(r.disc)} | {number(r.cup)} | {change} | {signed(r.low)} to {signed(r.high)} | {'< .001' if r.p_holm < .001 else number(r.p_holm)} |")
     return "\n".join(lines) + f"\n\n{note}\n"
+
+# %% ../nbs/12_report.ipynb #e8e94089
+STYLE = ["mfm_reinhard", "mfm_fda", "mfm_histogram", "mfm_da_paper", "mfm_da"]   # rows that repaint images and change nothing else
+
+def split_gap(
+    rows: pd.DataFrame,     # of per_image.csv
+    further: pd.DataFrame,  # of `read_further`
+    targets,                # the profile's targets
+) -> pd.DataFrame:          # target, region, n_images, seeds, source, style, style_row, mfm_da, oracle, gap, appearance, rest, left (Dice)
+    "The gap from source-only MFM to the oracle, split into appearance and the rest; `left` is what MFM-DA leaves of the appearance part."
+    everything, out = pd.concat([rows, further]), []
+    for target in targets:
+        here = everything[everything.target == target]
+        twins = here[here.method == "same_eyes"]
+        if len(twins): here = here[here.seed.isin(twins.seed)]
+        for region in ("disc", "cup"):
+            dice = here.groupby("method")[f"{region}_dice"].mean()
+            best = "same_eyes" if len(twins) else dice[[m for m in STYLE if m in dice]].idxmax()
+            source, style, ours, oracle = (dice[m] for m in ("mfm_source", best, "mfm_da", "oracle"))
+            out.append(dict(target=target, region=region, n_images=here.image.nunique(), seeds=here.seed.nunique(), source=source, style=style, style_row=best, mfm_da=ours, oracle=oracle,
+                            gap=oracle - source, appearance=style - source, rest=oracle - style, left=style - ours))
+    return pd.DataFrame(out).round(6)
+
+def split_markdown(table: pd.DataFrame) -> str:  # of `split_gap`
+    "Markdown of the cells that count; shares are of the gap."
+    name = lambda r: "perfect style" if r.style_row == "same_eyes" else METHODS[r.style_row].rstrip("*") if r.style_row in METHODS else ROWS[r.style_row]["label"]
+    share = lambda x, gap: f"{x / gap:.0%}".replace("-", "−")
+    lines = ["| target, region | source only | best style | MFM-DA | oracle | appearance | the rest | appearance left by MFM-DA |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for r in table[table.gap > GAP].itertuples():
+        lines.append(f"| {domain_name(r.target)}, {r.region} | {number(r.source)} | {number(r.style)} ({name(r)}) | {number(r.mfm_da)} | {number(r.oracle)} | {share(r.appearance, r.gap)} | {share(r.rest, r.gap)} | {share(r.left, r.gap)} |")
+    return "\n".join(lines) + "\n\n" + (f"**Table 3.** The gap of Dice from source-only MFM to the oracle, where it exceeds {number(GAP, 2)}: what a change of style gives, and the rest (anatomy and annotation, training on fewer or other eyes). Shares are of the gap; a negative one means that the row is above its bound.\n")
 
 # %% ../nbs/12_report.ipynb #7ab41c24
 def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Figure | None:  # rows of per_image.csv, of `read_further`; shots of MFM-DA itself

@@ -216,6 +216,7 @@ def _save_parts(model, folder):
         metadata = dict(architecture=json.dumps(described["architecture"])) if described.get("architecture") else None
         save_file(_base(foundation), folder/"foundation.safetensors", metadata=metadata)
     if foundation.lora: foundation.backbone.save_pretrained(folder/"adapter", save_embedding_layers=False)
+    if foundation.reins: save_file(_tensors(foundation.reins), folder/"reins.safetensors")
     save_file(_tensors(model.decoder), folder/"decoder.safetensors")
     return dict(foundation=described | dict(fingerprint=_fingerprint(foundation)), decoder=model.decoder.config)
 
@@ -234,6 +235,7 @@ def _load_parts(config, folder):
         raise InputError(f"{folder}: made on {described['name']} with fingerprint {described['fingerprint']}, but the weights found have {_fingerprint(foundation)}; "
                          "the folder mixes files of different runs, or the package has changed.")
     if foundation.lora: _load_adapter(foundation.backbone, folder/"adapter")
+    if foundation.reins: _fill(foundation.reins, folder/"reins.safetensors")
     _fill(decoder, folder/"decoder.safetensors")
     foundation.description = described
     return SegmentationModel(foundation, decoder)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['phase', 'time_weight', 'diffusion_weight', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused',
            'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'transport', 'colour_map', 'recolour', 'find_discs',
-           'translate', 'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation', 'choose_step',
-           'adapt', 'write_pairs']
+           'translate', 'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation',
+           'intra_cluster_distance', 'choose_step', 'adapt', 'write_pairs']
 
 # %% ../nbs/06_translate.ipynb #6f78319a
 import json, math
@@ -308,6 +308,21 @@ def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dic
     distance = leave_out_target_distance(f, data.f_target, seed=seed) if len(data.f_target) > 2 else None   # too few shots to leave some out
     return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=distance,
                 style_distance=style_distance(images, data.style, data.target_grams))
+
+# %% ../nbs/06_translate.ipynb #b8b3f227
+@torch.no_grad()
+def intra_cluster_distance(
+    images: torch.Tensor,  # (N, 3, S, S) in [0, 1], generated
+    shots: torch.Tensor,   # (K, 3, S, S) in [0, 1], target
+    distance,              # (B, 3, S, S), (B, 3, S, S) -> (B,), for example `encoders.perceptual_distance()`
+    most: int = 10,        # images of a cluster that are compared
+) -> float:                # 0: copies; NaN where no cluster has two images
+    "Mean distance of two images of a cluster, averaged over clusters; an image's cluster is the shot nearest to it."
+    pairs = lambda a, b: torch.cat([distance(x, y) for x, y in zip(a.split(64), b.split(64))])
+    to_shots = pairs(images.repeat_interleave(len(shots), 0), shots.repeat(len(images), 1, 1, 1)).view(len(images), len(shots))
+    members = [images[to_shots.argmin(1) == k][:most] for k in range(len(shots))]
+    within = [pairs(m[i], m[j]).mean() for m in members if len(m) > 1 for i, j in [torch.combinations(torch.arange(len(m))).unbind(1)]]
+    return torch.stack(within).mean().item() if within else math.nan
 
 # %% ../nbs/06_translate.ipynb #b78b896c
 def choose_step(scores: list[dict], tolerance: float = .05, by: str = "style_distance") -> dict:  # each with step, anatomy_kept and the distance `by`
