@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                               'mfmda.report.paint_mask': ('report.html#paint_mask', 'mfmda/report.py'),
                               'mfmda.report.paired_table': ('report.html#paired_table', 'mfmda/report.py'),
                               'mfmda.report.per_image': ('report.html#per_image', 'mfmda/report.py'),
+                              'mfmda.report.percent': ('report.html#percent', 'mfmda/report.py'),
                               'mfmda.report.predicted_vcdr': ('report.html#predicted_vcdr', 'mfmda/report.py'),
                               'mfmda.report.rank_test': ('report.html#rank_test', 'mfmda/report.py'),
                               'mfmda.report.read_further': ('report.html#read_further', 'mfmda/report.py'),

@@ -10,7 +10,7 @@ __all__ = ['STEPS', 'Source', 'Target', 'load_source', 'load_target', 'experimen
 import os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import DEEP, InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
+from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
 from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
@@ -73,8 +73,8 @@ def new_mfm(profile: Profile, name: str, weights, seed: int):
     from mfmda.foundation import build_foundation
     from mfmda.segment import SegmentationModel
     f = dict(profile.foundation)
-    # the input size and the layer names of a profile that names the CNN's are not the ViT's
-    if name == "vit_mae" and f["lora"]["targets"] == DEEP: f |= dict(image_size=None, lora=f["lora"] | dict(targets=None))
+    # a profile's input size, and layer names that are no attention's, are those of the packaged CNN; the ViT brings its own
+    if name == "vit_mae": f |= dict(image_size=None, lora=f["lora"] | ({} if "attn" in str(f["lora"]["targets"]) else dict(targets=None)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)                    # LoRA's A is drawn at random
         return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT', 'DISC',
            'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'STYLE', 'FAILURES', 'domain_name',
            'read_result', 'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table',
-           'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'average_rank',
+           'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'percent', 'average_rank',
            'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow',
            'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
            'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table',
@@ -199,6 +199,10 @@ def number(x: float, places: int = 3) -> str:
     text = f"{x:.{places}f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
+def percent(x: float) -> str:
+    "`96%`, `−31%`."
+    return f"{x:.0%}".replace("-", "−")
+
 PLACES = dict(disc_dice=3, cup_dice=3, disc_hd95=1, cup_hd95=1)
 
 def _best(table):
@@ -248,7 +252,7 @@ def table1_markdown(
         for d in domains:
             mine = table[table.target == d]; row = next(mine[mine.method == method].itertuples()); best = _best(mine)
             cells += [" / ".join(_value(row, f"{region}_{m}", best) for region in ("disc", "cup")) for m in ("dice", "hd95")]
-        lines.append(cells + [f"{closed[method]:.0%}".replace("-", "−") if method in closed else "–", f"{ranks[method]:.1f}" if method in ranks else "–"])
+        lines.append(cells + [percent(closed[method]) if method in closed else "–", f"{ranks[method]:.1f}" if method in ranks else "–"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{caption}\n"
 
 # %% ../nbs/12_report.ipynb #9e2cf8ea
@@ -640,11 +644,10 @@ def split_gap(
 def split_markdown(table: pd.DataFrame) -> str:  # of `split_gap`
     "Markdown of the cells that count; shares are of the gap."
     name = lambda r: "perfect style" if r.style_row == "same_eyes" else METHODS[r.style_row].rstrip("*") if r.style_row in METHODS else ROWS[r.style_row]["label"]
-    share = lambda x, gap: f"{x / gap:.0%}".replace("-", "−")
     lines = ["| target, region | source only | best style | MFM-DA | oracle | appearance | the rest | appearance left by MFM-DA |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for r in table[table.gap > GAP].itertuples():
-        lines.append(f"| {domain_name(r.target)}, {r.region} | {number(r.source)} | {number(r.style)} ({name(r)}) | {number(r.mfm_da)} | {number(r.oracle)} | {share(r.appearance, r.gap)} | {share(r.rest, r.gap)} | {share(r.left, r.gap)} |")
-    return "\n".join(lines) + "\n\n" + (f"**Table 3.** The gap of Dice from source-only MFM to the oracle, where it exceeds {number(GAP, 2)}: what a change of style gives, and the rest (anatomy and annotation, training on fewer or other eyes). Shares are of the gap; a negative one means that the row is above its bound.\n")
+        lines.append(f"| {domain_name(r.target)}, {r.region} | {number(r.source)} | {number(r.style)} ({name(r)}) | {number(r.mfm_da)} | {number(r.oracle)} | {percent(r.appearance / r.gap)} | {percent(r.rest / r.gap)} | {percent(r.left / r.gap)} |")
+    return "\n".join(lines) + "\n\n" + f"**Table 3.** The gap of Dice from source-only MFM to the oracle, where it exceeds {number(GAP, 2)}: what a change of style gives, and the rest (anatomy and annotation, training on fewer or other eyes). Shares are of the gap; a negative one means that the row is above its bound.\n"
 
 # %% ../nbs/12_report.ipynb #7ab41c24
 def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Figure | None:  # rows of per_image.csv, of `read_further`; shots of MFM-DA itself
