@@ -184,6 +184,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                                                                 'mfmda/encoders.py'),
                                 'mfmda.encoders.PerceptualDistance.describe': ( 'encoders.html#perceptualdistance.describe',
                                                                                 'mfmda/encoders.py'),
+                                'mfmda.encoders.PerceptualDistance.embed': ('encoders.html#perceptualdistance.embed', 'mfmda/encoders.py'),
                                 'mfmda.encoders.PerceptualDistance.forward': ( 'encoders.html#perceptualdistance.forward',
                                                                                'mfmda/encoders.py'),
                                 'mfmda.encoders.Stages': ('encoders.html#stages', 'mfmda/encoders.py'),

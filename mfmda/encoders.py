@@ -374,6 +374,12 @@ class PerceptualDistance(nn.Module):
         "Distance of each pair; at least 32 px a side."
         return self.net(check_images(a).float(), check_images(b).float(), normalize=True).flatten()
 
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        "(B,3,H,W) in [0,1] -> (B,D), whose squared Euclidean distances are this distance: many pairs of few images then cost one pass an image."
+        maps = self.net.net(self.net.scaling_layer(2*check_images(images).float() - 1))
+        weights = [lin.model[-1].weight for lin in self.net.lins]
+        return torch.cat([(F.normalize(m, dim=1) * (w / m[0, 0].numel()).sqrt()).flatten(1) for m, w in zip(maps, weights)], 1)
+
     def describe(self) -> dict:
         "What a result file records about this distance."
         return dict(name=self.name, **self.origin)

@@ -312,14 +312,14 @@ def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dic
 # %% ../nbs/06_translate.ipynb #b8b3f227
 @torch.no_grad()
 def intra_cluster_distance(
-    images: torch.Tensor,  # (N, 3, S, S) in [0, 1], generated
-    shots: torch.Tensor,   # (K, 3, S, S) in [0, 1], target
-    distance,              # (B, 3, S, S), (B, 3, S, S) -> (B,), for example `encoders.perceptual_distance()`
+    images: torch.Tensor,  # (N, ...), generated: (N, 3, S, S) in [0, 1], or features of them
+    shots: torch.Tensor,   # (K, ...), target
+    distance,              # two batches of these -> (B,): `encoders.perceptual_distance()`, or on its `embed`, which costs less, the squared Euclidean distance
     most: int = 10,        # images of a cluster that are compared
 ) -> float:                # 0: copies; NaN where no cluster has two images
     "Mean distance of two images of a cluster, averaged over clusters; an image's cluster is the shot nearest to it."
     pairs = lambda a, b: torch.cat([distance(x, y) for x, y in zip(a.split(64), b.split(64))])
-    to_shots = pairs(images.repeat_interleave(len(shots), 0), shots.repeat(len(images), 1, 1, 1)).view(len(images), len(shots))
+    to_shots = pairs(images.repeat_interleave(len(shots), 0), shots.repeat(len(images), *[1] * (shots.ndim - 1))).view(len(images), len(shots))
     members = [images[to_shots.argmin(1) == k][:most] for k in range(len(shots))]
     within = [pairs(m[i], m[j]).mean() for m in members if len(m) > 1 for i, j in [torch.combinations(torch.arange(len(m))).unbind(1)]]
     return torch.stack(within).mean().item() if within else math.nan
