@@ -1,4 +1,4 @@
-# The six papermill steps of a profile, and those of further rows, in the order of their files: `snakemake --cores 1 --config profile=mini`.
+# The papermill steps of a profile, and those of further rows, in the order of their files: `snakemake --cores 1 --config profile=mini`.
 # A finished step is not run again; an interrupted one resumes from its checkpoint.
 import sys
 from mfmda.config import InputError, fingerprint, load_profile, settings_of
@@ -21,17 +21,18 @@ rule all:
     input: marker(next(reversed(GRAPH)))
 
 
-FIRST = {step for (step, *_), entry in GRAPH.items() if not entry["needs"]}   # these wait for nothing, so they run side by side
+BESIDE = ("1_source_ddpm", "4_foundation", "5_rivals")   # these run side by side, before and beside the other steps
+CHAINS = sum(step == "2_adapt" and not row for step, _, _, row in GRAPH)
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key
-    share = max(1, workflow.cores // sum(other in (FIRST if step in FIRST else {step}) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
+    share = max(1, workflow.cores // sum(other in (BESIDE if step in BESIDE else (step,)) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
     rule:
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share if step in FIRST else share)
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
         threads: share
         priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
-        # the steps that wait for nothing differ in length, so the longer one may use the cores that the other leaves; elsewhere a second thread wins less than two jobs lose by sharing cores
+        # a second thread wins less than two jobs lose by sharing cores; only where too few targets and seeds keep the cores busy may the longer of the first steps use what the others leave
         shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

@@ -61,7 +61,7 @@ def _step(args):
     for need in known[key]["needs"]:
         if not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
     output = known[key]["output"].parent/f"{args.step}.ipynb"
-    parameters = dict(profile=args.profile, root=args.root) | ({} if args.step == "6_report" else dict(seed=seed)) | (dict(target=args.target) if args.target else {}) | (dict(row=args.row) if args.row else {})
+    parameters = dict(profile=args.profile, root=args.root) | ({} if args.step.startswith("6_") else dict(seed=seed)) | (dict(target=args.target) if args.target else {}) | (dict(row=args.row) if args.row else {})
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1
 

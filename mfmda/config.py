@@ -224,6 +224,8 @@ PROFILES = {
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
+PROFILES["shots64"] = PROFILES["real64"] | dict(note="REFUGE (Canon CR-2) to the paper's own three draws of ten images, which have no masks: translation alone", targets=dict(
+    refuge_test=dict(pool="crops:paper_refuge_test_10", further="crops:refuge_test"), binrushed=dict(pool="crops:paper_binrushed_10"), messidor_base2=dict(pool="crops:paper_messidor_base2_10")))
 PROFILES["mini_vit"] = PROFILES["mini"] | dict(note="mini on one target, with a ViT pretrained by masked autoencoding as the foundation",
                                                targets={"phantom_b": PROFILES["mini"]["targets"]["phantom_b"]}, foundation=dict(candidates=["vit_mae"]))
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
@@ -342,7 +344,7 @@ def own_steps(row: str) -> list[str]:
 def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `Profile.to_dict()`, or the "params" of a result file
     "The part of a profile that a step reads itself; what earlier steps read is theirs."
     names = {"1_source_ddpm": ["ddpm"], "2_adapt": ["adapt", "few_shot"], "3_translate": ["recipes", "few_shot"], "4_foundation": ["foundation", "segment"],
-             "5_segment": ["foundation", "segment", "few_shot"], "6_report": []}
+             **{step: ["foundation", "segment", "few_shot"] for step in ("5_rivals", "5_segment")}, "6_report": [], "6_generation": []}
     if step not in names: raise InputError(f"step={step!r} is unknown; expected one of {', '.join(names)}.")
     own = {k: values[k] for k in ("size", "validation", "precision", "source", *names[step])}
     if step == "1_source_ddpm": own["warmup"] = {k: v for k, v in values["adapt"].items() if k.startswith("warmup")}
@@ -362,5 +364,6 @@ class Layout:
     def adapted(self, seed, target, row=""): return self.of("2_adapt", seed, target, row)
     def translated(self, seed, target, row=""): return self.of("3_translate", seed, target, row)
     def foundation(self, seed): return self.seed(seed)/"4_foundation"
+    def rivals(self, seed, target): return self.of("5_rivals", seed, target)
     def report(self): return Path(self.root)/"runs"/self.profile/"6_report"
     def segmented(self, seed, target, row=""): return self.of("5_segment", seed, target, row)

@@ -10,8 +10,8 @@ __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP
            'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow',
            'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
            'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table',
-           'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown', 'figure7', 'figure8',
-           'rank_test', 'figure9', 'figure5', 'figure6', 'run_record', 'write_table']
+           'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown', 'generation_markdown', 'figure7',
+           'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record', 'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -111,24 +111,29 @@ def read_run(profile: Profile, root: Path = Path(".")) -> Run:
         home = profile.source["name"]; home_images = list(rows[-1][rows[-1].method == "mfm_source"].image)
         _check_rows(rows[-1], file, "4_foundation", ["unet_source", "mfm_source"], home, seed, home_images)
         for target in profile.targets:
-            adapted, translated, segmented = _read_target(layout, target, seed)
+            adapted, translated = _read_translation(layout, target, seed)
+            steps += [adapted[0], translated]; translation.append(adapted[1])
+            recipes += [dict(target=target, seed=seed, recipe=k) | v for k, v in translated["recipes"].items()]
+            if "test" not in profile.targets[target]: continue
+            segmented = _read_segmentation(layout, target, seed); steps += [read_result(layout.rivals(seed, target)/"result.json", "5_rivals"), segmented[0]]; rows.append(segmented[1])
             if profile.targets[target].get("score_source"):
                 _check_rows(segmented[1], layout.segmented(seed, target)/"per_image.csv", "5_segment", [m for m in METHODS if not m.endswith("source")], home, seed, home_images)
-            steps += [adapted[0], translated, segmented[0]]; translation.append(adapted[1]); rows.append(segmented[1])
-            recipes += [dict(target=target, seed=seed, recipe=k) | v for k, v in translated["recipes"].items()]
     rows = pd.concat(rows, ignore_index=True)
     if rows.duplicated(KEYS).any(): raise InputError(f"runs of profile {profile.name!r}: two rows for {tuple(rows[rows.duplicated(KEYS)].iloc[0][KEYS])}; expected one.")
     return Run(profile, sort_rows(rows, profile), pd.concat(translation, ignore_index=True), pd.DataFrame(recipes), steps)
 
-def _read_target(layout, target, seed):
-    a, t, s = layout.adapted(seed, target), layout.translated(seed, target), layout.segmented(seed, target)
+def _read_translation(layout, target, seed):
+    a, t = layout.adapted(seed, target), layout.translated(seed, target)
     adapted = read_result(a/"result.json", "2_adapt", ["chosen", "untranslated", "encoder", "shots"])
     scores = read_rows(a/"translation.csv", "2_adapt", ["step", "disc_kept", "cup_kept", "anatomy_kept", "target_distance", "style_distance"])
-    translated = read_result(t/"result.json", "3_translate", ["recipes"])
+    return (adapted, translation_table(scores, adapted, target, seed)), read_result(t/"result.json", "3_translate", ["recipes"])
+
+def _read_segmentation(layout, target, seed):
+    s = layout.segmented(seed, target)
     segmented = read_result(s/"result.json", "5_segment", ["test_ids", "foundation"])
     rows = read_rows(s/"per_image.csv", "5_segment", KEYS + COLUMNS)
     _check_rows(rows, s/"per_image.csv", "5_segment", METHODS, target, seed, segmented["test_ids"])
-    return (adapted, translation_table(scores, adapted, target, seed)), translated, (segmented, rows)
+    return segmented, rows
 
 # %% ../nbs/12_report.ipynb #f6213e9b
 def translation_table(scores: pd.DataFrame, adapted: dict, target: str, seed: int) -> pd.DataFrame:
@@ -473,11 +478,15 @@ def _segmentation(ax, segmentation, images):
 # %% ../nbs/12_report.ipynb #62bd2bf5
 def figure3(
     generation: dict,    # target -> {row label: images (n, 3, S, S) uint8}, the same rows for each target
-    segmentation: dict,  # target -> dict(images, masks, probabilities) of `read_predictions`
+    segmentation: dict | None = None,  # target -> dict(images, masks, probabilities) of `read_predictions`; None: translation alone
 ) -> Figure:
     "Examples of translation (a) and of segmentation (b)."
     few = len(generation) == 1
     with style():
+        if not segmentation:
+            fig = Drawing(figsize=(WIDTH, 9)); a = fig.add_axes((0, 0, 1, 1))
+            w, h = _generation(a, generation, 8 if few else 9 // len(generation)); a.texts[-1].remove(); fig.set_size_inches(WIDTH, WIDTH * h / w)
+            return fig
         fig = Drawing(figsize=(WIDTH, 9)); a, b = (fig.add_axes((0, 0, 1, 1), label=name) for name in "ab")
         sizes = [_generation(a, generation, 8 if few else 9 // len(generation)), _segmentation(b, segmentation, 3 if few else 2)]
         heights = [WIDTH * h / w for w, h in sizes]; total = sum(heights) + .45
@@ -648,6 +657,25 @@ def split_markdown(table: pd.DataFrame) -> str:  # of `split_gap`
     for r in table[table.gap > GAP].itertuples():
         lines.append(f"| {domain_name(r.target)}, {r.region} | {number(r.source)} | {number(r.style)} ({name(r)}) | {number(r.mfm_da)} | {number(r.oracle)} | {percent(r.appearance / r.gap)} | {percent(r.rest / r.gap)} | {percent(r.left / r.gap)} |")
     return "\n".join(lines) + "\n\n" + f"**Table 3.** The gap of Dice from source-only MFM to the oracle, where it exceeds {number(GAP, 2)}: what a change of style gives, and the rest (anatomy and annotation, training on fewer or other eyes). Shares are of the gap; a negative one means that the row is above its bound.\n"
+
+# %% ../nbs/12_report.ipynb #7cbec0ff
+def generation_markdown(
+    recipes: pd.DataFrame,  # of `read_run`
+    steps: list,            # its steps: what was compared with what
+) -> str:
+    "Table 4: translated sets, means over seeds; best translation in bold."
+    columns = dict(target_distance=("target distance", 4, "min"), style_distance=("style distance", 2, "min"), diversity=("diversity", 3, "max"), disc_kept=("disc kept", 3, "max"), cup_kept=("cup kept", 3, "max"))
+    against = {s["target"]: s.get("compared_with") for s in steps if s["step"] == "3_translate"}
+    known = [c for c in columns if c in recipes and recipes[c].notna().all()]
+    lines = [["target", "images", *(columns[c][0] for c in known)]]; lines.append(["---"] * len(lines[0]))
+    for target, part in recipes.groupby("target", sort=False):
+        mean = part.groupby("recipe", sort=False)[known].mean(); mean = mean.loc[["source", *(r for r in mean.index if r != "source")]]
+        text = {c: mean[c].map(lambda x: number(x, columns[c][1]).replace("-", "−")) for c in known}
+        best = {c: text[c][getattr(mean[c].drop("source"), f"idx{columns[c][2]}")()] for c in known}
+        name = domain_name(target) + (f" ({against[target]['n']} {against[target]['images']})" if against[target] else "")
+        for recipe in mean.index:
+            lines.append([name, RECIPE_NAMES.get(recipe, "source, untranslated"), *(f"**{text[c][recipe]}**" if recipe != "source" and text[c][recipe] == best[c] else text[c][recipe] for c in known)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n**Table 4.** Translated sets, before any segmenter sees them. Target distance: MMD² in f; style distance: relative Gram difference; both to the target images in brackets. Diversity: perceptual distance within clusters (more is better). Kept: Dice of a source-trained scorer against the source mask.\n"
 
 # %% ../nbs/12_report.ipynb #7ab41c24
 def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Figure | None:  # rows of per_image.csv, of `read_further`; shots of MFM-DA itself

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mfmda.config import load_profile
-from mfmda.pipeline import plan
+from mfmda.config import Layout, load_profile, read_json
+from mfmda.pipeline import plan, run_step
 
 root = Path(__file__).resolve().parent.parent
 
@@ -78,3 +78,24 @@ def test_a_step_that_fails_under_snakemake_leaves_earlier_results(clone):
                           "--config", f"profile={profile}"], cwd=clone, capture_output=True, text=True)
     assert run.returncode != 0 and "absent" in run.stdout + run.stderr
     assert old.read_text() == '{"earlier": 1}' and not Path(f"{old}.done").exists()
+
+
+def test_a_target_without_masks_is_translated_to_and_reported(tmp_path):
+    "Ten images and nothing else: from the smoke run's models to Table 4, by the same notebooks."
+    smoke, blind = Layout("smoke", root), tmp_path / "blind.json"
+    made = [folder(0) for folder in (smoke.source_ddpm, smoke.foundation)]
+    if not all((folder / "result.json").exists() for folder in made):
+        pytest.skip("no smoke run under runs/: the smoke stage of `make test` makes one")
+    pool = "phantom:phantom_b?seed=1&start=20000&count=10"
+    blind.write_text(json.dumps(dict(base="smoke", targets=dict(clinic=dict(pool=pool)))))
+    for folder in made:
+        shutil.copytree(folder, Layout("blind", tmp_path).seed(0) / folder.name)
+    parameters = dict(profile=str(blind), root=str(tmp_path))
+    for step in ("2_adapt", "3_translate"):
+        run_step(step, tmp_path / f"{step}.ipynb", **parameters, seed=0, target="clinic")
+    run_step("6_generation", tmp_path / "6_generation.ipynb", **parameters)
+    figures = tmp_path / "figures" / "blind"
+    assert {p.name for p in figures.iterdir()} == {f"fig{n}.{kind}" for n in ("3", "4_translation") for kind in ("png", "svg")} | {"table4.md", "recipes.csv", "translation.csv", "run.json"}
+    table = (figures / "table4.md").read_text()
+    assert "| clinic (10 shots) | default recipe |" in table and "Dice of a source-trained scorer" in table
+    assert read_json(figures / "run.json")["targets"] == ["clinic"]
