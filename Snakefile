@@ -23,6 +23,8 @@ rule all:
 
 BESIDE = ("1_source_ddpm", "4_foundation", "5_rivals")   # these run side by side, before and beside the other steps
 CHAINS = sum(step == "2_adapt" and not row for step, _, _, row in GRAPH)
+SEGMENT = [key for key in GRAPH if key[0] == "5_segment"]
+ALONE = SEGMENT[-1] if len(SEGMENT) % workflow.cores == 1 else None   # the last job, which no other keeps company
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key
@@ -31,8 +33,8 @@ for key, entry in GRAPH.items():
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=workflow.cores if key == ALONE else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
         threads: share
         priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
-        # a second thread wins less than two jobs lose by sharing cores; only where too few targets and seeds keep the cores busy may the longer of the first steps use what the others leave
+        # a second thread wins less than two jobs lose by sharing cores; so more than a share is for a last job, and for the longer of the first steps where too few targets and seeds keep the cores busy
         shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

@@ -26,6 +26,11 @@ def _parser():
     a.add_argument("--source", required=True, help="folder with images/ and masks/"); a.add_argument("--target", required=True, help="folder with images/"); a.add_argument("--out", required=True, help="everything is kept, and resumed from, here")
     a.add_argument("--profile", default="mini", help="how long and how large: a profile's name or a JSON file"); a.add_argument("--seed", type=int, default=0)
     a.add_argument("--foundation", help="a timm network"); a.add_argument("--weights", help="its weights"); a.add_argument("--model", help="a segmenter's folder, to start from"); a.add_argument("--json", action="store_true", help="print the criteria as JSON")
+    d = commands.add_parser("data", help="published data sets: fetch one, or turn one into the paper's disc-centred crops", epilog="example: mfmda data crop --layout refuge --root REFUGE --part train --out refuge_train").add_subparsers(dest="what", required=True)
+    f = d.add_parser("fetch", help="fetch and unpack a data set, or say where to register for it"); f.add_argument("name", metavar="NAME", help="rigaplus; or refuge, drishti, rimone, origa"); f.add_argument("--out", required=True, help="the folder that will hold it")
+    c = d.add_parser("crop", help="crops with masks and a manifest"); c.add_argument("--layout", required=True, help="refuge, rigaplus, drishti, rimone, origa or folder"); c.add_argument("--root", required=True, help="the unpacked data set"); c.add_argument("--out", required=True, help="a new folder")
+    c.add_argument("--part", help="train, test, binrushed …; default: all"); c.add_argument("--side", type=int, default=800, help="native pixels; 0: the whole picture"); c.add_argument("--size", type=int, help="pixels of the files written; default: as cut")
+    c.add_argument("--rater", type=int, default=1, help="of RIGA+: 1 to 6"); c.add_argument("--votes", type=int, default=3, help="of Drishti-GS1's four raters")
     g = commands.add_parser("segment", help="segment a folder of photographs: masks, areas, cup-to-disc ratios, confidence", epilog="example: mfmda segment --model run/segmenter --images photos --out masks")
     g.add_argument("--model", required=True, help="a segmenter's folder"); g.add_argument("--images", required=True, help="a folder of square crops"); g.add_argument("--out", required=True); g.add_argument("--json", action="store_true", help="print the table as JSON")
     return p
@@ -33,7 +38,7 @@ def _parser():
 def main(argv=None) -> int:
     "The `mfmda` command: exit status 0, 1 (a step failed, or some files could not be used) or 2 (wrong input)."
     args = _parser().parse_args(argv)
-    try: return {"reproduce": _reproduce, "step": _step, "profiles": _profiles, "adapt": _adapt, "segment": _segment}[args.command](args) or 0
+    try: return {"reproduce": _reproduce, "step": _step, "profiles": _profiles, "adapt": _adapt, "segment": _segment, "data": _data}[args.command](args) or 0
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 2
 
 def _profiles(args):
@@ -82,3 +87,10 @@ def _segment(args):
     else: print(f"{len(rows) - len(bad)} photographs segmented: {Path(args.out)/'segmentation.csv'} and {Path(args.out)/'masks'}")
     for r in bad: print("mfmda:", r["error"], file=sys.stderr)
     return 1 if bad else 0
+
+def _data(args):
+    from mfmda.datasets import crop_set, fetch
+    if args.what == "fetch": print(fetch(args.name, args.out)); return
+    manifest = crop_set(args.root, args.layout, args.out, args.side or None, args.size, args.part, args.rater, args.votes); unsure = manifest[manifest.confidence < .2]
+    print(f"{len(manifest)} crops, {manifest.mask_sha256.ne('').sum()} with masks: {Path(args.out)/'manifest.csv'}")
+    if len(unsure): print(f"look at {len(unsure)} of them, whose disc was found with little confidence, such as {unsure.id.iloc[0]}")

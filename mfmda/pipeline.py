@@ -12,26 +12,28 @@ import os, sys
 from dataclasses import dataclass
 from pathlib import Path
 from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
-from .data import FundusSet, few_shot, load_set, split
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
+# what needs torch is imported where it is used: the process that only starts a notebook does not wait for it
 @dataclass
 class Source:
     "The labelled domain: `train`, `validation` (chooses hyper-parameters), `test` (scored once)."
-    name: str; train: FundusSet; validation: FundusSet; test: FundusSet
+    name: str; train: "FundusSet"; validation: "FundusSet"; test: "FundusSet"
 
 @dataclass
 class Target:
     "The new camera: `shots` (ten, no masks), `rest` (other images of it: the oracle's), `test` (scored; None where nothing is labelled). Neither holds a shot."
-    name: str; shots: FundusSet; rest: FundusSet; test: FundusSet | None
+    name: str; shots: "FundusSet"; rest: "FundusSet"; test: "FundusSet | None"
 
 def load_source(profile: Profile, seed: int) -> Source:
     "The source domain of a profile; the split is drawn from `seed`."
+    from mfmda.data import load_set, split
     train, validation = split(load_set(profile.source["train"], profile.size), (1 - profile.validation, profile.validation), seed)
     return Source(profile.source["name"], train, validation, load_set(profile.source["test"], profile.size))
 
 def load_target(profile: Profile, name: str, seed: int) -> Target:
     "A target domain of a profile; the ten shots are drawn from `seed`, and no shot is ever scored."
+    from mfmda.data import few_shot, load_set
     sets = profile.target(name)
     shots, rest = few_shot(load_set(sets["pool"], profile.size), profile.few_shot, seed)
     if "further" in sets: rest = load_set(sets["further"], profile.size).without(shots.ids)
@@ -83,6 +85,7 @@ def new_mfm(profile: Profile, name: str, weights, seed: int):
 
 def same_eyes(profile: Profile, target: str, ids):
     "The source's eyes `ids` through the target's camera: what a perfect change of style would give. Phantoms alone have such pictures."
+    from mfmda.data import load_set
     camera = profile.target(target)["pool"].partition(":")[2].partition("?")[0]
     rest = profile.source["train"].partition(":")[2]
     return load_set(f"phantom:{camera}?{rest.partition('?')[2]}", profile.size).by_id(ids)
@@ -145,7 +148,7 @@ def train_row(
     return train_segmenter(labelled, translated, network, options, seed, Path(folder)/f"{method}.pt", f"{method} → {target.name}", keep, profile.device, target.shots.images if term else None, term)
 
 # %% ../nbs/13_pipeline.ipynb #6cd30d9b
-def per_image_rows(segmenter, dataset: FundusSet, source: str, target: str, method: str, seed: int):
+def per_image_rows(segmenter, dataset: "FundusSet", source: str, target: str, method: str, seed: int):
     "One row per image: `source, target, method, seed, image` and the scores of `metrics.score_set`."
     from mfmda.metrics import score_set
     scores = score_set(segmenter(dataset.float_images()), dataset)
