@@ -6,17 +6,18 @@
 __all__ = ['LAYOUTS', 'ZENODO', 'SOURCES', 'Photo', 'find_photos', 'read_photo_mask', 'Found', 'find_disc', 'cut_square',
            'crop_set', 'fetch', 'unpack']
 
-# %% ../nbs/16_datasets.ipynb #72e3647c
+# %% ../nbs/16_datasets.ipynb #64f32c90
 import hashlib, json, re, shutil, tarfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from scipy import ndimage
+from tqdm import tqdm
 from .config import InputError, atomic_path, write_json
 from .data import SUFFIXES, read_image, read_mask, read_mask_pair, resize_labels
 
-# %% ../nbs/16_datasets.ipynb #8e7911e1
+# %% ../nbs/16_datasets.ipynb #f8fb8a0d
 @dataclass(frozen=True)
 class Photo:
     "A photograph of a published data set: `masks` is empty, one file of labels, or a file for the disc and one for the cup."
@@ -90,7 +91,7 @@ def find_photos(
         if bare and any(p.masks for p in photos if p.part == name): raise InputError(f"{bare[0].image}: {len(bare[0].masks)} of {_MASKS[layout]} masks found, while others of {name or 'this set'} have theirs; add what is missing, or move the photograph away.")
     return photos
 
-# %% ../nbs/16_datasets.ipynb #2c5c6fb9
+# %% ../nbs/16_datasets.ipynb #3d77a00f
 def read_photo_mask(
     photo: Photo,
     votes: int = 3,  # of four raters, for Drishti-GS1's maps
@@ -115,7 +116,7 @@ def _matlab(path):
     if not set(np.unique(mask)) == {0, 1, 2}: raise InputError(f"{path}: values {np.unique(mask)[:8].tolist()}; expected 0 background, 1 rim, 2 cup.")
     return mask.astype(np.uint8)
 
-# %% ../nbs/16_datasets.ipynb #1c0ff1f9
+# %% ../nbs/16_datasets.ipynb #3b44af30
 @dataclass(frozen=True)
 class Found:
     "Where a disc is: pixels from the left and from the top of the photograph; `confidence` 0 to 1 is how far the second best place falls behind."
@@ -145,7 +146,7 @@ def find_disc(
     second = max(score[far].max(), 0.) if far.any() else 0.
     return Found((x + .5) / scale, (y + .5) / scale, float(np.clip(1 - second / best, 0, 1)))
 
-# %% ../nbs/16_datasets.ipynb #b17b966e
+# %% ../nbs/16_datasets.ipynb #37b4071e
 def cut_square(array: np.ndarray, left: int, top: int, side: int) -> np.ndarray:  # (H, W[, 3]) -> (side, side[, 3])
     "A square of a photograph or mask, black where it reaches beyond."
     out = np.zeros((side, side, *array.shape[2:]), array.dtype); h, w = array.shape[:2]
@@ -199,7 +200,7 @@ def _crop(photo, root, out, side, size, votes):
 def _sha256(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/16_datasets.ipynb #dabe073c
+# %% ../nbs/16_datasets.ipynb #d479c914
 ZENODO = "https://zenodo.org/api/records"
 SOURCES = dict(
     rigaplus=dict(record=6325549),
@@ -219,6 +220,7 @@ def fetch(
     entry, folder = SOURCES[name], Path(folder)
     if "register" in entry: raise InputError(f"data set {name!r} cannot be fetched without its owners' leave: register at {entry['register']}, put {entry['put']} into {folder}, then run `mfmda data crop --layout {name} --root {folder} --out CROPS`.")
     import pooch, requests
+    pooch.get_logger().setLevel("WARNING")                                              # its lines name temporary files; the bar below says more
     try: files = requests.get(f"{records}/{entry['record']}", timeout=30).json()["files"]; wanted = [(Path(f["key"]).name, f["links"]["self"], f["checksum"]) for f in files]
     except (requests.RequestException, ValueError, KeyError, TypeError) as e: raise InputError(f"{records}/{entry['record']}: the list of files cannot be read ({type(e).__name__}); go online, or try again later.") from None
     for key, url, checksum in wanted:
@@ -235,10 +237,10 @@ def _resume(url, output, folder):
     with requests.get(url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=30) as answer:
         if answer.status_code == 416: part.unlink(); return _resume(url, output, folder)                 # more bytes than the file has: begin again
         answer.raise_for_status()
-        with open(part, "ab" if answer.status_code == 206 else "wb") as f:
-            for block in answer.iter_content(1 << 16): f.write(block)
-        expected = answer.headers.get("Content-Length")
-        if expected and part.stat().st_size - (have if answer.status_code == 206 else 0) < int(expected): raise requests.ConnectionError("the file ended early")
+        more = answer.status_code == 206; size = int(answer.headers.get("Content-Length", 0))
+        with open(part, "ab" if more else "wb") as f, tqdm(desc=url.rsplit("/", 1)[-1], total=(have if more else 0) + size, initial=have if more else 0, unit="B", unit_scale=True, disable=None) as bar:
+            for block in answer.iter_content(1 << 16): f.write(block); bar.update(len(block))
+        if part.stat().st_size - (have if more else 0) < size: raise requests.ConnectionError("the file ended early")
     part.replace(output)
 
 def unpack(
