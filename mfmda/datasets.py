@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'ZENODO', 'SOURCES', 'Photo', 'find_photos', 'read_photo_mask', 'Found', 'find_disc', 'cut_square',
            'crop_set', 'fetch', 'unpack']
 
-# %% ../nbs/16_datasets.ipynb #64f32c90
+# %% ../nbs/16_datasets.ipynb #512267c4
 import hashlib, json, re, shutil, tarfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .config import InputError, atomic_path, write_json
 from .data import SUFFIXES, read_image, read_mask, read_mask_pair, resize_labels
 
-# %% ../nbs/16_datasets.ipynb #f8fb8a0d
+# %% ../nbs/16_datasets.ipynb #7c64dd9d
 @dataclass(frozen=True)
 class Photo:
     "A photograph of a published data set: `masks` is empty, one file of labels, or a file for the disc and one for the cup."
@@ -25,49 +25,64 @@ class Photo:
 
 def _pictures(root, *more):
     "Files below `root` by their suffix, in the order of their names."
-    return [p for p in sorted(Path(root).rglob("*")) if p.suffix.lower() in (*SUFFIXES, *more) and not any(part.startswith((".", "__")) for part in p.relative_to(root).parts)]
+    hidden = lambda p: any(name.startswith((".", "__")) for name in p.relative_to(root).parts)
+    return [p for p in sorted(Path(root).rglob("*")) if p.suffix.lower() in (*SUFFIXES, *more) and not hidden(p)]
 
 def _by_stem(paths, what):
+    "Files by name without suffix; the same name twice is an error."
     found = {}
     for p in paths:
         if p.stem in found: raise InputError(f"{p}: {what} of the same name as {found[p.stem]}; expected one for each id: keep one copy of the data set below this folder.")
         found[p.stem] = p
     return found
 
+def _inside(root, path, pattern):
+    "Does a folder between `root` and the file have a name like this?"
+    return any(re.search(pattern, name.lower()) for name in path.relative_to(root).parts[:-1])
+
+# %% ../nbs/16_datasets.ipynb #1e90618b
 def _refuge(root, rater):
-    pictures = _pictures(root); marked = lambda p: p.suffix.lower() == ".bmp" or any(re.search(r"mask|gts?$", part.lower()) for part in p.relative_to(root).parts[:-1])
-    masks, images = _by_stem([p for p in pictures if marked(p)], "a mask"), _by_stem([p for p in pictures if not marked(p) and re.fullmatch(r"(?i)[gnvt]\d{4}", p.stem)], "a photograph")
+    marked = lambda p: p.suffix.lower() == ".bmp" or _inside(root, p, r"mask|gts?$")
+    pictures = _pictures(root); masks = _by_stem(filter(marked, pictures), "a mask")
+    images = _by_stem((p for p in pictures if not marked(p) and re.fullmatch(r"(?i)[gnvt]\d{4}", p.stem)), "a photograph")
     part = dict(g="train", n="train", v="validation", t="test")
     return [Photo(i, p, part[i[0].lower()], (masks[i],) if i in masks else ()) for i, p in images.items()]
 
+# %% ../nbs/16_datasets.ipynb #ebc7d54b
 def _rigaplus(root, rater):
-    of = lambda p: re.fullmatch(r"(.+?)(prime|-[1-6])?", p.stem)
-    base = lambda p: f"{p.parent.name}_{of(p)[1]}"                                    # image1 occurs in every folder
-    pictures = _pictures(root); masks = {base(p): p for p in pictures if of(p)[2] == f"-{rater}"}
-    def part(p):
-        path = p.relative_to(root).parent.as_posix().lower(); site = re.search("binrushed|magrabi|messidor", path); number = re.search(r"base[ _-]?(\d)", path)
-        return {"binrushed": "binrushed", "magrabi": "magrabia", "messidor": f"messidor_base{number[1]}" if number else "messidor", "": ""}[site[0] if site else ""]
-    return [Photo(base(p), p, part(p), (masks[base(p)],) if base(p) in masks else ()) for p in pictures if not (of(p)[2] or "").startswith("-")]
+    name = lambda p: re.fullmatch(r"(.+?)(prime|-[1-6])?", p.stem)
+    id = lambda p: f"{p.parent.name}_{name(p)[1]}"
+    pictures = _pictures(root); masks = {id(p): p for p in pictures if name(p)[2] == f"-{rater}"}
+    return [Photo(id(p), p, _hospital(p.relative_to(root).parent.as_posix().lower()), (masks[id(p)],) if id(p) in masks else ())
+            for p in pictures if not (name(p)[2] or "").startswith("-")]
 
+def _hospital(path):
+    "The part of RIGA+ that a folder belongs to."
+    site, base = re.search("binrushed|magrabi|messidor", path), re.search(r"base[ _-]?(\d)", path)
+    if site and site[0] == "messidor": return f"messidor_base{base[1]}" if base else "messidor"
+    return {"binrushed": "binrushed", "magrabi": "magrabia"}[site[0]] if site else "all"
+
+# %% ../nbs/16_datasets.ipynb #a917a1a2
 def _drishti(root, rater):
-    pictures = _pictures(root); maps = _by_stem([p for p in pictures if p.stem.endswith("Softmap")], "a map"); images = _by_stem([p for p in pictures if re.fullmatch(r"drishtiGS_\d+", p.stem)], "a photograph")
-    part = lambda p: "train" if any("train" in name.lower() for name in p.relative_to(root).parts) else "test"
+    pictures = _pictures(root); maps = _by_stem((p for p in pictures if p.stem.endswith("Softmap")), "a map")
+    images = _by_stem((p for p in pictures if re.fullmatch(r"drishtiGS_\d+", p.stem)), "a photograph")
     pair = lambda i: tuple(maps[k] for k in (f"{i}_ODsegSoftmap", f"{i}_cupsegSoftmap") if k in maps)
-    return [Photo(i, p, part(p), pair(i)) for i, p in images.items()]
+    return [Photo(i, p, "train" if _inside(root, p, "train") else "test", pair(i)) for i, p in images.items()]
 
 def _rimone(root, rater):
-    pictures = _pictures(root); of = lambda p: re.fullmatch(r"(.+)-1-(Disc|Cup)-T", p.stem)
-    masks = {(of(p)[1], of(p)[2]): p for p in pictures if of(p)}; images = _by_stem([p for p in pictures if not of(p)], "a photograph")
-    part = lambda p: next((k for k in ("train", "test") if any(k in name.lower() for name in p.relative_to(root).parts[:-1])), "all")
+    name = lambda p: re.fullmatch(r"(.+)-1-(Disc|Cup)-T", p.stem)
+    pictures = _pictures(root); masks = {name(p).groups(): p for p in pictures if name(p)}; images = _by_stem((p for p in pictures if not name(p)), "a photograph")
+    part = lambda p: next((k for k in ("train", "test") if _inside(root, p, k)), "all")
     return [Photo(i, p, part(p), tuple(masks[i, k] for k in ("Disc", "Cup") if (i, k) in masks)) for i, p in images.items()]
 
 def _origa(root, rater):
-    marked = lambda p: p.suffix == ".mat" or any(re.search(r"mask|annotation", name.lower()) for name in p.relative_to(root).parts[:-1])
-    pictures = _pictures(root, ".mat"); masks = _by_stem([p for p in pictures if marked(p)], "a mask"); images = _by_stem([p for p in pictures if not marked(p)], "a photograph")
-    return [Photo(i, p, "all", (masks[i],) if i in masks else ()) for i, p in images.items()]
+    marked = lambda p: p.suffix == ".mat" or _inside(root, p, "mask|annotation")
+    pictures = _pictures(root, ".mat"); masks = _by_stem(filter(marked, pictures), "a mask")
+    return [Photo(i, p, "all", (masks[i],) if i in masks else ()) for i, p in _by_stem((p for p in pictures if not marked(p)), "a photograph").items()]
 
 def _folder(root, rater): return [Photo(i, p, "all") for i, p in _by_stem(_pictures(root), "a photograph").items()]
 
+# %% ../nbs/16_datasets.ipynb #57e75bbe
 LAYOUTS = dict(refuge=_refuge, rigaplus=_rigaplus, drishti=_drishti, rimone=_rimone, origa=_origa, folder=_folder)
 _MASKS = dict(refuge=1, rigaplus=1, drishti=2, rimone=2, origa=1, folder=0)               # files a labelled photograph has
 
@@ -83,15 +98,18 @@ def find_photos(
     if rater not in range(1, 7): raise InputError(f"rater={rater!r}: expected 1 to 6.")
     if not root.is_dir(): raise InputError(f"{root}: no such folder; expected the unpacked {layout} data set.")
     photos = LAYOUTS[layout](root, rater); parts = sorted({p.part for p in photos})
-    if not photos: raise InputError(f"{root}: no photograph of the layout {layout!r} in it; see the table of this page for what is expected.")
+    if not photos: raise InputError(f"{root}: no photograph of the layout {layout!r} in it; the page 16_datasets says what is expected.")
     if part is not None and part not in parts: raise InputError(f"part={part!r}: {root} has {', '.join(map(repr, parts))}.")
     photos = [p for p in photos if part in (None, p.part)]
-    for name in parts:
-        bare = [p for p in photos if p.part == name and len(p.masks) < _MASKS[layout]]
-        if bare and any(p.masks for p in photos if p.part == name): raise InputError(f"{bare[0].image}: {len(bare[0].masks)} of {_MASKS[layout]} masks found, while others of {name or 'this set'} have theirs; add what is missing, or move the photograph away.")
+    for name in parts: _all_or_none([p for p in photos if p.part == name], _MASKS[layout])
     return photos
 
-# %% ../nbs/16_datasets.ipynb #3d77a00f
+def _all_or_none(photos, wanted):
+    bare = [p for p in photos if len(p.masks) < wanted]
+    if bare and any(p.masks for p in photos):
+        raise InputError(f"{bare[0].image}: {len(bare[0].masks)} of {wanted} masks found, while others of the part {bare[0].part!r} have theirs; add what is missing, or move the photograph away.")
+
+# %% ../nbs/16_datasets.ipynb #4dc1afcc
 def read_photo_mask(
     photo: Photo,
     votes: int = 3,  # of four raters, for Drishti-GS1's maps
@@ -116,7 +134,7 @@ def _matlab(path):
     if not set(np.unique(mask)) == {0, 1, 2}: raise InputError(f"{path}: values {np.unique(mask)[:8].tolist()}; expected 0 background, 1 rim, 2 cup.")
     return mask.astype(np.uint8)
 
-# %% ../nbs/16_datasets.ipynb #3b44af30
+# %% ../nbs/16_datasets.ipynb #50e2b41d
 @dataclass(frozen=True)
 class Found:
     "Where a disc is: pixels from the left and from the top of the photograph; `confidence` 0 to 1 is how far the second best place falls behind."
@@ -146,7 +164,7 @@ def find_disc(
     second = max(score[far].max(), 0.) if far.any() else 0.
     return Found((x + .5) / scale, (y + .5) / scale, float(np.clip(1 - second / best, 0, 1)))
 
-# %% ../nbs/16_datasets.ipynb #37b4071e
+# %% ../nbs/16_datasets.ipynb #40852928
 def cut_square(array: np.ndarray, left: int, top: int, side: int) -> np.ndarray:  # (H, W[, 3]) -> (side, side[, 3])
     "A square of a photograph or mask, black where it reaches beyond."
     out = np.zeros((side, side, *array.shape[2:]), array.dtype); h, w = array.shape[:2]
@@ -200,7 +218,7 @@ def _crop(photo, root, out, side, size, votes):
 def _sha256(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/16_datasets.ipynb #d479c914
+# %% ../nbs/16_datasets.ipynb #f5d85ff1
 ZENODO = "https://zenodo.org/api/records"
 SOURCES = dict(
     rigaplus=dict(record=6325549),
