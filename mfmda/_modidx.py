@@ -483,6 +483,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                 'mfmda.training.MovingAverage.__init__': ('training.html#movingaverage.__init__', 'mfmda/training.py'),
                                 'mfmda.training.MovingAverage.update': ('training.html#movingaverage.update', 'mfmda/training.py'),
                                 'mfmda.training._accumulate': ('training.html#_accumulate', 'mfmda/training.py'),
+                                'mfmda.training._stopped': ('training.html#_stopped', 'mfmda/training.py'),
+                                'mfmda.training.alone': ('training.html#alone', 'mfmda/training.py'),
                                 'mfmda.training.draw': ('training.html#draw', 'mfmda/training.py'),
                                 'mfmda.training.fit': ('training.html#fit', 'mfmda/training.py'),
                                 'mfmda.training.load_checkpoint': ('training.html#load_checkpoint', 'mfmda/training.py'),
