@@ -675,7 +675,7 @@ def generation_markdown(
         name = domain_name(target) + (f" ({against[target]['n']} {against[target]['images']})" if against[target] else "")
         for recipe in mean.index:
             lines.append([name, RECIPE_NAMES.get(recipe, "source, untranslated"), *(f"**{text[c][recipe]}**" if recipe != "source" and text[c][recipe] == best[c] else text[c][recipe] for c in known)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n**Table 4.** Translated sets, before any segmenter sees them. Target distance: MMD² in f; style distance: relative Gram difference; both to the target images in brackets. Diversity: perceptual distance within clusters (more is better). Kept: Dice of a source-trained scorer against the source mask.\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n\n**Table 4.** Translated sets, before any segmenter sees them. Target distance: MMD² in f; style distance: relative Gram difference; both to the target images in brackets. Diversity: perceptual distance within clusters (more is better). Kept: Dice of a source-trained scorer against the source mask; Reinhard moves no pixel, so what it loses here the scorer lost to style, and only a lower value means that anatomy moved.\n"
 
 # %% ../nbs/12_report.ipynb #7ab41c24
 def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Figure | None:  # rows of per_image.csv, of `read_further`; shots of MFM-DA itself

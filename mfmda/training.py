@@ -55,11 +55,14 @@ def alone(checkpoint: Path | None):
     try: import fcntl
     except ImportError: fcntl = None                                         # Windows: without this guard
     if checkpoint is None or fcntl is None: yield; return
-    path = Path(checkpoint); path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.stem}.lock"), "w") as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path = Path(checkpoint); path.parent.mkdir(parents=True, exist_ok=True); file = path.with_name(f".{path.stem}.lock")
+    with open(file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock.fileno()).st_nlink: raise OSError           # another run removed this lock between the two lines above, and may have made a new one
         except OSError: raise InputError(f"{path}: another run is training into this file; wait until it is done, or give this run a folder of its own.") from None
-        yield
+        try: yield
+        finally: file.unlink(missing_ok=True)
 
 # %% ../nbs/00_training.ipynb #49939cc0
 class MovingAverage(nn.Module):
