@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'ROWS', 'PAIRS', 'InputError', 'TrainingError', 'mend_torchvision',
            'atomic_path', 'write_json', 'read_json', 'data_root', 'reference_root', 'pick_device', 'bf16_is_native',
-           'autocast', 'seed_everything', 'fingerprint', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch',
-           'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row', 'own_steps', 'settings_of',
-           'Layout']
+           'autocast', 'seed_everything', 'fingerprint', 'file_sha256', 'versions', 'git_commit', 'peak_memory_mb',
+           'Stopwatch', 'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row', 'own_steps',
+           'settings_of', 'Layout']
 
 # %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, json, os, platform, random, subprocess, sys, tempfile, time
@@ -138,6 +138,10 @@ def fingerprint(*things) -> str:  # NumPy arrays, torch tensors, str, bytes, Pat
         else: digest.update(repr(o).encode())
     for thing in things: add(thing)
     return digest.hexdigest()[:16]
+
+def file_sha256(path: str | Path) -> str:  # 64 hex digits
+    "SHA-256 of a file, read piece by piece."
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/00_config.ipynb #86746fe3
 PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
@@ -338,13 +342,14 @@ def own_steps(row: str) -> list[str]:
     if not row: return ["2_adapt", "3_translate", "5_segment"]
     spec = find_row(row)
     if set(spec["over"]) & {"adapt", "few_shot"}: return ["2_adapt", "3_translate", "5_segment"]
-    return ["3_translate", "5_segment"] if "recipes" in spec["over"] or spec["pairs"] not in (None, "same_eyes", *PAIRS) else ["5_segment"]
+    return ["3_translate", "5_segment"] if "recipes" in spec["over"] else ["5_segment"]
 
 # %% ../nbs/00_config.ipynb #70242c41
 def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `Profile.to_dict()`, or the "params" of a result file
     "The part of a profile that a step reads itself; what earlier steps read is theirs."
+    stage2 = ["foundation", "segment", "few_shot"]
     names = {"1_source_ddpm": ["ddpm"], "2_adapt": ["adapt", "few_shot"], "3_translate": ["recipes", "few_shot"], "4_foundation": ["foundation", "segment"],
-             **{step: ["foundation", "segment", "few_shot"] for step in ("5_rivals", "5_segment")}, "6_report": [], "6_generation": []}
+             "5_rivals": stage2, "5_segment": stage2, "6_report": [], "6_generation": []}
     if step not in names: raise InputError(f"step={step!r} is unknown; expected one of {', '.join(names)}.")
     own = {k: values[k] for k in ("size", "validation", "precision", "source", *names[step])}
     if step == "1_source_ddpm": own["warmup"] = {k: v for k, v in values["adapt"].items() if k.startswith("warmup")}

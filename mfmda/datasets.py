@@ -7,14 +7,14 @@ __all__ = ['LAYOUTS', 'ZENODO', 'SOURCES', 'Photo', 'find_photos', 'read_photo_m
            'crop_set', 'fetch', 'unpack']
 
 # %% ../nbs/16_datasets.ipynb #512267c4
-import hashlib, json, re, shutil, tarfile, zipfile
+import hashlib, re, shutil, tarfile, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
-from .config import InputError, atomic_path, write_json
+from .config import InputError, atomic_path, file_sha256, write_json
 from .data import SUFFIXES, read_image, read_mask, read_mask_pair, resize_labels
 
 # %% ../nbs/16_datasets.ipynb #7c64dd9d
@@ -212,11 +212,8 @@ def _crop(photo, root, out, side, size, votes):
         cut = cut_square(mask, left, top, edge); cut = resize_labels(cut, size) if size else cut
         if not ((cut == 1).any() and (cut == 2).any()): raise InputError(f"{photo.image}: no rim or no cup is left at size={size}; give a larger size.")
         Image.fromarray(cut).save(out/"masks"/f"{photo.id}.png")
-    return dict(id=photo.id, part=photo.part, image=photo.image.relative_to(root).as_posix(), width=w, height=h, image_sha256=_sha256(photo.image), mask_sha256=" ".join(map(_sha256, photo.masks)),
-                left=left, top=top, side=edge, located_by=by, confidence=round(confidence, 3), crop_sha256=_sha256(out/"images"/f"{photo.id}.png"))
-
-def _sha256(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    return dict(id=photo.id, part=photo.part, image=photo.image.relative_to(root).as_posix(), width=w, height=h, image_sha256=file_sha256(photo.image), mask_sha256=" ".join(map(file_sha256, photo.masks)),
+                left=left, top=top, side=edge, located_by=by, confidence=round(confidence, 3), crop_sha256=file_sha256(out/"images"/f"{photo.id}.png"))
 
 # %% ../nbs/16_datasets.ipynb #f5d85ff1
 ZENODO = "https://zenodo.org/api/records"
@@ -267,19 +264,20 @@ def unpack(
 ) -> list[Path]:           # the files written
     "Unpack an archive; `InputError` before anything is written where a member would leave the folder, is a link or a device, or where the disk is too small."
     archive, folder = Path(archive), Path(folder).resolve(); folder.mkdir(parents=True, exist_ok=True)
+    zipped = archive.suffix == ".zip"
+    name, size, folder_like = (lambda m: m.filename, lambda m: m.file_size, lambda m: m.is_dir()) if zipped else (lambda m: m.name, lambda m: m.size, lambda m: m.isdir())
+    plain = lambda m: (m.external_attr >> 16) & 0o170000 in (0, 0o100000, 0o040000) if zipped else m.isreg() or m.isdir()
     try:
-        with (zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive)) as opened:
-            members = opened.infolist() if archive.suffix == ".zip" else opened.getmembers()
-            zipped = archive.suffix == ".zip"; name = lambda m: m.filename if zipped else m.name
+        with (zipfile.ZipFile(archive) if zipped else tarfile.open(archive)) as opened:
+            members = opened.infolist() if zipped else opened.getmembers()
             for m in members:
-                plain = (m.external_attr >> 16) & 0o170000 in (0, 0o100000, 0o040000) if zipped else m.isreg() or m.isdir()
-                if not plain: raise InputError(f"{archive}: {name(m)!r} is a link or a device; expected files and folders alone: do not unpack this archive.")
+                if not plain(m): raise InputError(f"{archive}: {name(m)!r} is a link or a device; expected files and folders alone: do not unpack this archive.")
                 if not (folder/name(m)).resolve().is_relative_to(folder): raise InputError(f"{archive}: {name(m)!r} would be written outside {folder}; do not unpack this archive.")
-            total = sum(m.file_size if zipped else m.size for m in members)
-            if total > (free := shutil.disk_usage(folder).free): raise InputError(f"{archive}: unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; make room.")
-            files = [m for m in members if not (m.is_dir() if zipped else m.isdir())]
+            total, free = sum(map(size, members)), shutil.disk_usage(folder).free
+            if total > free: raise InputError(f"{archive}: unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; make room.")
+            files = [m for m in members if not folder_like(m)]
             for m in files:
-                target = folder/name(m); target.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_path(target) as tmp, (opened.open(m) if zipped else opened.extractfile(m)) as source, open(tmp, "wb") as to: shutil.copyfileobj(source, to)
+                with atomic_path(folder/name(m)) as tmp, (opened.open(m) if zipped else opened.extractfile(m)) as source, open(tmp, "wb") as to: shutil.copyfileobj(source, to)
             return [folder/name(m) for m in files]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zipfile.zlib.error, OSError) as e: raise InputError(f"{archive}: cannot be unpacked ({type(e).__name__}: {str(e)[:80]}); fetch it again.") from None
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, RuntimeError) as e:     # RuntimeError: encrypted, or compressed in an unknown way
+        raise InputError(f"{archive}: cannot be unpacked ({type(e).__name__}: {str(e)[:80]}); fetch it again.") from None

@@ -10,7 +10,6 @@ __all__ = ['CLIP_HELP', 'IMAGENET_MEAN', 'IMAGENET_STD', 'VGG_STAGES', 'ImageEnc
            'load_style', 'style_loss', 'PerceptualDistance', 'perceptual_distance']
 
 # %% ../nbs/04_encoders.ipynb #3b45acbc
-import hashlib
 import importlib.metadata
 import importlib.util
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import InputError, mend_torchvision
+from .config import InputError, file_sha256, mend_torchvision
 
 mend_torchvision()
 import timm
@@ -105,8 +104,7 @@ def weights_origin(
 ) -> dict: # package, version, weights (file name), sha256
     "Where weights came from, as a result file records it."
     version = importlib.metadata.version(package.replace("_", "-")) if package else ""
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return dict(package=package, version=version, weights=Path(path).name, sha256=digest)
+    return dict(package=package, version=version, weights=Path(path).name, sha256=file_sha256(path))
 
 # %% ../nbs/04_encoders.ipynb #4a08cc50
 def match_by_order(

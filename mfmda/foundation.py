@@ -9,7 +9,7 @@ __all__ = ['VIT_TARGETS', 'TRAINABLE', 'IMAGENET', 'FOUNDATIONS', 'ARCHITECTURE'
            'unpatchify', 'MaskedAutoencoder', 'sincos_positions', 'random_crop', 'pretrain_mae']
 
 # %% ../nbs/07_foundation.ipynb #db0e1d3a
-import argparse, hashlib, json, math, re
+import argparse, json, math, re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from .config import InputError, atomic_path, autocast, fingerprint, mend_torchvision, pick_device
+from .config import InputError, atomic_path, autocast, file_sha256, fingerprint, mend_torchvision, pick_device
 from .encoders import check_images, efficientnet_state_dict
 from .training import draw, fit, warmup_cosine
 mend_torchvision()
@@ -161,14 +161,18 @@ def load_backbone(
                                              "use the size of its pretraining, or ask for interpolation (build_foundation with image_size=, load_retfound with interpolate=True).")
         state["pos_embed"] = _resample_positions(state["pos_embed"], backbone)
     own = backbone.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} is {tuple(state[k].shape)}, not {tuple(v.shape)}" for k, v in own.items() if k in state and state[k].shape != v.shape]
-    if missing or wrong:
-        raise InputError(f"{source}: {len(own) - len(missing) - len(wrong)} of {len(own)} weights match {type(backbone).__name__}; {len(missing)} are missing"
-                         f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} differ in shape{f' (first: {wrong[0]})' if wrong else ''}; "
-                         f"its own first key is {next(iter(state), 'none')!r}. Give the weights of the named network.")
+    _require_all(own, state, source, f"weights match {type(backbone).__name__}")
     backbone.load_state_dict({k: state.get(k, v) for k, v in own.items()})
     return dict(loaded=len(own), unused=len(set(state) - set(own)))
+
+def _require_all(wanted, state, source, what):
+    "`InputError` with counts unless `state` has every tensor of `wanted`, in its shape."
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [f"{k} is {tuple(state[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items() if k in state and state[k].shape != v.shape]
+    if missing or wrong:
+        raise InputError(f"{source}: {len(wanted) - len(missing) - len(wrong)} of {len(wanted)} {what}; {len(missing)} are missing"
+                         f"{f' (first: {missing[0]})' if missing else ''}, {len(wrong)} differ in shape{f' (first: {wrong[0]})' if wrong else ''}; "
+                         f"its own first key is {next(iter(state), 'none')!r}. Give the weights of the named network.")
 
 def _resample_positions(pos_embed, backbone):
     "Position embedding for another token grid."
@@ -356,18 +360,14 @@ def load_retfound(
     if not is_vit(model): raise InputError(f"load_retfound: the model is a {type(model).__name__}; expected a ViT of timm.")
     own = model.state_dict(); wanted = [k for k in own if built or not k.startswith(_BESIDE)]
     _check_geometry(path, state, model, wanted)
-    moved = "pos_embed" in own and state["pos_embed"].shape != own["pos_embed"].shape
+    moved = "pos_embed" in own.keys() & state.keys() and state["pos_embed"].shape != own["pos_embed"].shape
     if moved and not interpolate:
         raise InputError(f"weights {path}: positions for {state['pos_embed'].shape[1]} tokens, but the model at {model.patch_embed.img_size[0]} px has {own['pos_embed'].shape[1]}; build it at the size of the pretraining, or ask for interpolate=True.")
     if moved: state["pos_embed"] = _resample_positions(state["pos_embed"], model)
-    matched = [k for k in own if k in state and (k in wanted or own[k].shape == state[k].shape)]
-    wrong = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in matched if own[k].shape != state[k].shape]
-    lacking = [k for k in wanted if k not in state]
-    if wrong or lacking:
-        raise InputError(f"weights {path}: {len(wanted) - len(lacking) - len(wrong)} of {len(wanted)} encoder tensors match; {len(lacking)} are missing{f' (first: {lacking[0]})' if lacking else ''}, "
-                         f"{len(wrong)} differ in shape{f' (first: {wrong[0]})' if wrong else ''}; the file's own first name is {next(iter(state))!r}.")
+    _require_all({k: own[k] for k in wanted}, state, f"weights {path}", "encoder tensors match")
+    matched = [k for k in own if k in state and own[k].shape == state[k].shape]
     model.load_state_dict({k: state[k] for k in matched}, strict=False, assign=built)
-    return LoadReport(model.eval(), matched, [k for k in own if k not in matched], [k for k in state if k not in matched], moved, next(iter(said), None), _sha256(path))
+    return LoadReport(model.eval(), matched, [k for k in own if k not in matched], [k for k in state if k not in matched], moved, next(iter(said), None), file_sha256(path))
 
 # %% ../nbs/07_foundation.ipynb #2f12bfd0
 def _timm_name(key):
@@ -411,9 +411,6 @@ def _local_file(path):
         if len(best) == 1: return Path(huggingface_hub.hf_hub_download(str(path), best[0]))
     except Exception as e: raise InputError(f"weights {path}: no such file, and as a hub id it could not be fetched ({type(e).__name__}); go online, accept the licence there and log in, or give the path of the file.") from None
     raise InputError(f"weights {path}: this hub id holds {len(best)} weights files ({', '.join(best[:5])}); expected one, so fetch the one that you mean and give its path.")
-
-def _sha256(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/07_foundation.ipynb #a7311c5a
 def patchify(

@@ -178,10 +178,12 @@ def plan(
         out[ddpm] = dict(needs=[], output=layout.source_ddpm(seed)/"result.json")
         out[mfm] = dict(needs=[], output=layout.foundation(seed)/"result.json")
         for t in profile.targets:
+            rivals = "5_rivals", seed, t, ""
+            if not unlabelled: out[rivals] = dict(needs=[mfm], output=layout.of(*rivals)/"result.json")
             for row in ("", *(rows if t in (targets or profile.targets) else ())):
                 adapted, translated, segmented = ((step, seed, t, row if step in own_steps(row) else "") for step in own_steps(""))
-                rivals = "5_rivals", seed, t, ""
-                needs = {adapted: [ddpm, mfm], translated: [ddpm, mfm, adapted]} | ({} if unlabelled else {segmented: [mfm, translated]} if row else {rivals: [mfm], segmented: [mfm, translated, rivals]})
+                needs = {adapted: [ddpm, mfm], translated: [ddpm, mfm, adapted]}
+                if not unlabelled: needs[segmented] = [mfm, translated, *([] if row else [rivals])]
                 for key, before in needs.items(): out[key] = dict(needs=before, output=layout.of(*key)/"result.json")
     report = "6_generation" if unlabelled else "6_report"
     out[report, profile.seeds[0], "", ""] = dict(needs=list(out), output=layout.report()/f"{report}.ipynb")   # under runs/: committed figures do not mean that this machine ran

@@ -8,10 +8,11 @@ __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'SHOWN', 'GAP
            'read_result', 'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table',
            'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'percent', 'average_rank',
            'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow',
-           'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'figure3', 'figure4', 'enlarge',
-           'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm', 'paired_table',
-           'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown', 'generation_markdown', 'figure7',
-           'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record', 'write_table']
+           'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'examples', 'figure3', 'figure4',
+           'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm',
+           'paired_table', 'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown',
+           'generation_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record',
+           'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -23,6 +24,7 @@ from scipy import stats
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 from .config import InputError, Layout, Profile, ROWS, atomic_path, fingerprint, own_steps, read_json, settings_of, with_row
+from .data import FundusSet, load_folder
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
 # %% ../nbs/12_report.ipynb #76e0ecb1
@@ -474,6 +476,17 @@ def _segmentation(ax, segmentation, images):
     ax.set(xlim=(-.95, 8 * (1 + gap) - gap), ylim=(-r * (1 + gap) + 1, 1.6)); ax.set_aspect("equal"); ax.set_axis_off()
     ax.text(-.95, 1.58, "(b)", fontsize=8, weight="bold", va="top")
     return 8 * (1 + gap) - gap + .95, r * (1 + gap) + .6
+
+# %% ../nbs/12_report.ipynb #f04cfd96
+def examples(
+    layout: Layout, size: int, seed: int,
+    source: FundusSet,  # its first ten images are shown
+    shots: dict,        # target -> FundusSet
+) -> dict:              # target -> {row label: images (n, 3, S, S) uint8}
+    "Rows of Figure 3 (a): source images, their translations as step 3 wrote them, and target shots."
+    shown = source.subset(range(min(10, len(source))))
+    pairs = lambda t, name: load_folder(layout.translated(seed, t)/name, size, name).by_id(shown.ids).images.numpy()
+    return {t: {"source": shown.images.numpy()} | {label: pairs(t, name) for name, label in RECIPE_NAMES.items()} | {"target shots": s.images.numpy()} for t, s in shots.items()}
 
 # %% ../nbs/12_report.ipynb #62bd2bf5
 def figure3(

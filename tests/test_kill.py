@@ -58,8 +58,8 @@ def segment(folder):
 STAGES = dict(ddpm=train_ddpm, fusion=warm_up, adapt=adapt, mae=pretrain, segment=segment)
 
 
-def child(stage, folder, saves, wait_at):
-    "Run a stage; tell the parent of each checkpoint, and wait before the rename of checkpoint `wait_at`."
+def child(stage, folder, begun, done, wait_at):
+    "Run a stage; tell the parent of each checkpoint that is written and of each that is in place, and wait between the two at number `wait_at`."
     torch.set_num_threads(1)
     from mfmda import config, ddpm, foundation, segment, translate
     for module in (ddpm, foundation, segment, translate):
@@ -67,12 +67,12 @@ def child(stage, folder, saves, wait_at):
     replace = os.replace
 
     def slow_replace(source, target):
-        if str(target).endswith("state.pt"):
-            with saves.get_lock():
-                saves.value += 1
-            if saves.value == wait_at:
-                time.sleep(60)
+        checkpoint = str(target).endswith("state.pt")
+        begun.value += checkpoint
+        if checkpoint and begun.value == wait_at:
+            time.sleep(60)
         replace(source, target)
+        done.value += checkpoint
     config.os.replace = slow_replace
     model = STAGES[stage](folder)
     torch.save([v for v in model.state_dict().values()], folder / "final.pt")
@@ -80,19 +80,17 @@ def child(stage, folder, saves, wait_at):
 
 def run(context, stage, folder, kill_while=None, kill_after=None):
     "Start a stage in a process of its own; kill it while it writes its n-th checkpoint, or once it has. Returns how many checkpoints this process began to write."
-    saves = context.Value("i", 0)
-    process = context.Process(target=child, args=(stage, folder, saves, kill_while or 0))
+    begun, done = context.Value("i", 0), context.Value("i", 0)          # only the child writes them
+    process = context.Process(target=child, args=(stage, folder, begun, done, kill_while))
     process.start()
     deadline = time.monotonic() + 120
     while process.is_alive() and time.monotonic() < deadline:
-        if kill_while and saves.value == kill_while:
-            process.kill()
-        elif kill_after and saves.value >= kill_after and (folder / "state.pt").exists() and not list(folder.glob(".state.pt*")):
+        if begun.value == kill_while or (kill_after and done.value >= kill_after):
             process.kill()
         time.sleep(.002)
     process.join(10)
     assert process.exitcode == (-9 if kill_while or kill_after else 0)
-    return saves.value
+    return begun.value
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +111,6 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_left_alone(stage, co
     assert (killed / "state.pt").exists()
     run(context, stage, killed, kill_after=1)                      # it went on from the first; killed again, right after the next
     left = run(context, stage, killed)
-    assert left < everything and not (killed / ".state.pt").exists()
+    assert left < everything and not (killed / ".state.lock").exists()
     final = [torch.load(folder / "final.pt", weights_only=True) for folder in (alone, killed)]
     assert len(final[0]) == len(final[1]) and all(torch.equal(a, b) for a, b in zip(*final))
