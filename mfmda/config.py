@@ -194,7 +194,7 @@ RECIPES = {
 }
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
-    size=48, seeds=[0], few_shot=10, validation=.15, precision="fp32", device="auto",
+    size=48, seeds=[0], rows=[], few_shot=10, validation=.15, precision="fp32", device="auto",
     ddpm=dict(channels=[32, 64, 128], steps=1500, batch=16, lr=4e-4, ema=.995, loss="l1"),
     adapt=dict(warmup_steps=100, warmup_lr=1e-4, steps=120, batch=4, lr=1e-4, score_every=40, score_images=24, anatomy_tolerance=.05, stop_by="style_distance",
                encoder="efficientnet_lite0", encoder_size=96, style="efficientnet_lite0", condition=True, stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
@@ -219,7 +219,7 @@ PROFILES = {
                   foundation=dict(candidates=["efficientnet_lite0", "vit_mae"], image_size=64, lora=dict(targets=DEEP), mae=dict(steps=6, batch=16, images=64)), segment=dict(steps=12, batch=4)),
     "mini": dict(note="three phantom targets, one seed: the default of `make reproduce`", precision="bf16", **_phantom_sets(300, 110, 100),
                  ddpm=dict(channels=[24, 48, 96], steps=1000, batch=8), adapt=dict(steps=80, score_images=16), recipes=dict(paper=dict(ddim_steps=12)), foundation=dict(image_size=96, lora=dict(targets=DEEP)), segment=dict(steps=120, lr=6e-3)),
-    "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", size=64, precision="bf16",
+    "real64": dict(note="REFUGE (Canon CR-2) to Drishti-GS at 64 px on a CPU", seeds=[0, 1, 2], rows=["ddc"], size=64, precision="bf16",
                    source=dict(name="refuge", train="crops:refuge_val", test="crops:refuge_test"),
                    targets={"drishti": dict(pool="crops:drishti_train", test="crops:drishti_test", score_source=True)},
                    ddpm=dict(steps=1000, batch=8), adapt=dict(steps=80), foundation=dict(lora=dict(targets=DEEP)),
@@ -228,7 +228,7 @@ PROFILES = {
 }
 PROFILES["real64_back"] = PROFILES["real64"] | dict(note="the other way: Drishti-GS (50 images) to REFUGE", source=dict(name="drishti", train="crops:drishti_train", test="crops:drishti_test"),
                                                     targets={"refuge": dict(pool="crops:refuge_val", test="crops:refuge_test", score_source=True)})
-PROFILES["shots64"] = PROFILES["real64"] | dict(note="REFUGE (Canon CR-2) to the paper's own three draws of ten images, which have no masks: translation alone", targets=dict(
+PROFILES["shots64"] = PROFILES["real64"] | dict(note="REFUGE (Canon CR-2) to the paper's own three draws of ten images, which have no masks: translation alone", seeds=[0], rows=[], targets=dict(
     refuge_test=dict(pool="crops:paper_refuge_test_10", further="crops:refuge_test"), binrushed=dict(pool="crops:paper_binrushed_10"), messidor_base2=dict(pool="crops:paper_messidor_base2_10")))
 PROFILES["mini_vit"] = PROFILES["mini"] | dict(note="mini on one target, with a ViT pretrained by masked autoencoding as the foundation",
                                                targets={"phantom_b": PROFILES["mini"]["targets"]["phantom_b"]}, foundation=dict(candidates=["vit_mae"]))
@@ -236,7 +236,7 @@ PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
 def _retaken(camera, start, count): return f"crops:refuge_test?camera={camera}&zoom=1.5&largest=160&start={start}&count={count}"
-PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras",
+PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras", seeds=[0], rows=[],
                                               targets={f"retaken_{n}": dict(pool=_retaken(f"random_{n}", 0, 60), test=_retaken(f"random_{n}", 60, 100)) for n in (2, 6)})
 
 # %% ../nbs/00_config.ipynb #e18c7489
@@ -254,7 +254,7 @@ def merge(base: dict, over: dict, path: str = "") -> dict:
 class Profile:
     "The numbers and names of a run; see the table above."
     name: str; note: str
-    size: int; seeds: list; few_shot: int; validation: float; precision: str; device: str
+    size: int; seeds: list; rows: list; few_shot: int; validation: float; precision: str; device: str
     source: dict; targets: dict
     ddpm: dict; adapt: dict; recipes: dict; foundation: dict; segment: dict
 

@@ -158,12 +158,13 @@ def per_image_rows(segmenter, dataset: "FundusSet", source: str, target: str, me
 # %% ../nbs/13_pipeline.ipynb #59833fc8
 def plan(
     profile: Profile, root: Path = Path("."),
-    rows=(),     # names of `ROWS` to run besides Table 1's
-    targets=(),  # the targets on which these rows are run; none: all
+    rows=(),     # names of `ROWS` to run besides Table 1's and the profile's own
+    targets=(),  # the targets on which `rows` are run; none: all
 ) -> dict:       # (step, seed, target, row) -> dict(needs=[(step, seed, target, row)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
-    for row in rows:
+    asked = dict.fromkeys([*profile.rows, *rows])
+    for row in asked:
         backbone, candidates = find_row(row).get("backbone"), profile.foundation["candidates"]
         if backbone and candidates != [backbone]: raise InputError(f"row={row!r}: it changes a part of {backbone}, but profile {profile.name!r} has the foundation {' or '.join(candidates)}; run it with a profile whose candidates are [{backbone!r}], such as mini_vit.")
     for target in targets: profile.target(target)
@@ -172,7 +173,7 @@ def plan(
     if "same_eyes" in rows and kinds != {"phantom"}: raise InputError(f"row='same_eyes': profile {profile.name!r} has photographs; only phantoms can be seen through another camera.")
     unlabelled = [t for t in profile.targets if "test" not in profile.targets[t]]
     if unlabelled and len(unlabelled) < len(profile.targets): raise InputError(f"profile {profile.name!r}: {', '.join(unlabelled)} without a test set beside targets that have one; expected one for each target, or for none, which is translation alone.")
-    if unlabelled and rows: raise InputError(f"rows={' '.join(rows)!r}: profile {profile.name!r} has no labelled target to score them on.")
+    if unlabelled and asked: raise InputError(f"rows={' '.join(asked)!r}: profile {profile.name!r} has no labelled target to score them on.")
     for seed in profile.seeds:
         ddpm, mfm = ("1_source_ddpm", seed, "", ""), ("4_foundation", seed, "", "")
         out[ddpm] = dict(needs=[], output=layout.source_ddpm(seed)/"result.json")
@@ -180,7 +181,7 @@ def plan(
         for t in profile.targets:
             rivals = "5_rivals", seed, t, ""
             if not unlabelled: out[rivals] = dict(needs=[mfm], output=layout.of(*rivals)/"result.json")
-            for row in ("", *(rows if t in (targets or profile.targets) else ())):
+            for row in ("", *(r for r in asked if r in profile.rows or t in (targets or profile.targets))):
                 adapted, translated, segmented = ((step, seed, t, row if step in own_steps(row) else "") for step in own_steps(""))
                 needs = {adapted: [ddpm, mfm], translated: [ddpm, mfm, adapted]}
                 if not unlabelled: needs[segmented] = [mfm, translated, *([] if row else [rivals])]
