@@ -296,6 +296,7 @@ ROWS = {
     "mfm_head": _rival("MFM, source only, head alone", foundation=dict(trainable="head")),
     "mfm_full": _rival("MFM, source only, all weights", foundation=dict(trainable="all")),
     "mfm_histogram": _rival("Histogram matching", "histogram"),
+    "mfm_cut": _rival("CUT, contrastive translation", "cut"),
     "mfm_advent": _rival("Entropy-adversarial (AdvEnt)", segment=dict(target_term="advent", target_weight=.01)),
     "mfm_mean_teacher": _rival("Mean teacher on the shots", segment=dict(target_term="mean_teacher")),
     "few_shot_ddpm": _rival("DDPM fine-tuned on the shots", "default", adapt=dict(consistency_weight=0., style_weight=0.)),

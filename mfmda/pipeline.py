@@ -126,19 +126,20 @@ RIVALS = dict(mfm_reinhard="reinhard", mfm_fda="fda", oracle=None)   # rows of T
 def train_row(
     profile: Profile, layout: Layout, source: Source, target: Target, seed: int,
     method: str,                      # names the checkpoint and the progress bar; "oracle" is tuned on the target's labelled `rest`
-    pairs: str | None,                # a folder of step 3, a colour rival, "same_eyes", or None
+    pairs: str | None,                # a folder of step 3, a rival of `baselines`, "same_eyes", or None
     folder: Path,                     # where `<method>.pt` is kept, from which an interrupted run goes on
     row: str = "",                    # a name of `ROWS` whose settings `profile` has
 ):                                    # -> Segmenter
     "Tune the chosen foundation afresh for one row (Eq. 12); `InputError` for a term that does not exist."
     import torch
-    from mfmda.baselines import TARGET_TERMS, TRANSLATORS
+    from mfmda.baselines import LEARNED, TARGET_TERMS, TRANSLATORS
     from mfmda.data import load_folder
     from mfmda.segment import train_segmenter
     chosen, labelled = read_json(layout.foundation(seed)/"result.json")["chosen"], target.rest if method == "oracle" else source.train
     options, translated, keep, term = segment_settings(profile), None, None, None
     if pairs == "same_eyes": translated = same_eyes(profile, target.name, labelled.ids).images
     elif pairs in TRANSLATORS: translated = TRANSLATORS[pairs](labelled.images, target.shots.images, seed=seed)
+    elif pairs in LEARNED: translated = LEARNED[pairs](labelled.images, target.shots.images, seed=seed, checkpoint=Path(folder)/f"{pairs}.pt", device=profile.device)
     elif pairs:
         made = layout.translated(seed, target.name, row)/pairs
         translated, keep = load_folder(made, profile.size, pairs).by_id(labelled.ids).images, torch.tensor(read_json(made/"keep.json")["keep"])

@@ -642,7 +642,7 @@ def table2_markdown(table: pd.DataFrame, note: str) -> str:  # of `table2`
     return "\n".join(lines) + f"\n\n{note}\n"
 
 # %% ../nbs/12_report.ipynb #e8e94089
-STYLE = ["mfm_reinhard", "mfm_fda", "mfm_histogram", "mfm_da_paper", "mfm_da"]   # rows that repaint images and change nothing else
+STYLE = ["mfm_reinhard", "mfm_fda", "mfm_histogram", "mfm_cut", "mfm_da_paper", "mfm_da"]   # rows that repaint images and change nothing else
 
 def split_gap(
     rows: pd.DataFrame,     # of per_image.csv
