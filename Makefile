@@ -16,7 +16,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest
+.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -54,6 +54,9 @@ test-smoke: $(READY) ## the smoke profile end to end, from nothing
 
 test-pytest: $(READY) ## the tests in tests/
 	$(call stage,pytest,$(INSIDE) $(TESTING) $(BIN)/python -m pytest -q -rs --color=no --durations=5 tests)
+
+test-long: $(READY) ## each training killed ten times, 10,000 damaged files: figures/test_long.json
+	$(call stage,long tests,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 MFMDA_KILLS=10 MFMDA_FUZZ=10000 MFMDA_RECORD=figures/test_long.json $(BIN)/python -m pytest -q --color=no tests/test_kill.py tests/test_fuzz.py)
 
 pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md
 	$(BIN)/nbdev_export

@@ -42,12 +42,16 @@ def load_checkpoint(path: Path, modules: dict, optimizer, key: str):
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         raise InputError(f"{path}: not a readable checkpoint ({type(e).__name__}); delete it to start this step again.") from None
+    if not isinstance(state, dict): raise InputError(f"{path}: holds a {type(state).__name__}, not a run's state; delete it to start this step again.")
     if state.get("key") != key:
         raise InputError(f"{path}: written by a run with other settings, data or seed (key {state.get('key')}, now {key}); "
                          "delete it to start again, or restore the settings.")
-    for name, module in modules.items(): module.load_state_dict(state["modules"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["history"]
+    try:
+        for name, module in modules.items(): module.load_state_dict(state["modules"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), list(state["history"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise InputError(f"{path}: incomplete or damaged ({type(e).__name__}: {' '.join(str(e).split())[:120]}); delete it to start this step again.") from None
 
 @contextlib.contextmanager
 def alone(checkpoint: Path | None):

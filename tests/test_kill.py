@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-EVERY, STEPS = 2, 8          # a checkpoint every two steps: four of them
+KILLS = int(os.environ.get("MFMDA_KILLS", 2))          # of each stage; `make test-long` asks for more
+EVERY, STEPS = 2, 4 * KILLS                            # a checkpoint every two steps: two for each kill
 
 
 def eyes(count=12, camera="phantom_a"):
@@ -101,16 +102,20 @@ def context():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_left_alone(stage, context, tmp_path):
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_left_alone(stage, context, tmp_path, record):
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     alone.mkdir()
     killed.mkdir()
     everything = run(context, stage, alone)
     assert everything >= STEPS // EVERY
-    assert run(context, stage, killed, kill_while=2) == 2          # its second checkpoint is written and not yet in place
-    assert (killed / "state.pt").exists()
-    run(context, stage, killed, kill_after=1)                      # it went on from the first; killed again, right after the next
+    for k in range(KILLS):                                         # each time it goes on from where it was
+        if k % 2:
+            run(context, stage, killed, kill_after=1)              # killed right after its next checkpoint
+        else:
+            assert run(context, stage, killed, kill_while=2) == 2  # or when the one after that is written and not yet in place
+        assert (killed / "state.pt").exists()
     left = run(context, stage, killed)
     assert left < everything and not (killed / ".state.lock").exists()
     final = [torch.load(folder / "final.pt", weights_only=True) for folder in (alone, killed)]
     assert len(final[0]) == len(final[1]) and all(torch.equal(a, b) for a, b in zip(*final))
+    record(test="kills", of=stage, kills=KILLS, steps=STEPS, checkpoints=everything, tensors_compared=len(final[0]), equal=True)
