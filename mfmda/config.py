@@ -269,7 +269,7 @@ class Profile:
 
     def __post_init__(self):
         expected = dict(size=(self.size >= 8, "8 pixels or more"), few_shot=(self.few_shot >= 1, "1 or more"), validation=(0 < self.validation < 1, "a share between 0 and 1"), precision=(self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
-                        seeds=(self.seeds and len(set(self.seeds)) == len(self.seeds) and all(type(s) is int and s >= 0 for s in self.seeds), "different whole numbers, one or more"), rows=(all(isinstance(row, str) and row in ROWS for row in self.rows), "names of further rows"))
+                        seeds=(self.seeds and len(set(self.seeds)) == len(self.seeds) and all(type(s) is int and s >= 0 for s in self.seeds), "different whole numbers, one or more"), rows=(all(isinstance(row, str) for row in self.rows), "names of further rows"))
         for name, (good, what) in expected.items():
             if not good: raise InputError(f"setting {name!r}: found {getattr(self, name)!r}; expected {what}.")
         for name, entry, needed, allowed in [("source", self.source, {"name", "train", "test"}, set()), *((f"targets.{t}", sets, {"pool"}, {"test", "further", "score_source"}) for t, sets in self.targets.items())]:
