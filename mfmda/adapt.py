@@ -10,7 +10,7 @@ import copy, csv, json
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-from .config import InputError, Profile, atomic_path, fingerprint, load_profile, merge, read_json, write_json
+from .config import InputError, Profile, atomic_path, fingerprint, load_profile, merge, pick_device, read_json, write_json
 from .data import FundusSet, load_folder, read_image, split, _files
 from .ddpm import train_ddpm
 from .encoders import load_encoder, load_style
@@ -37,10 +37,10 @@ def adapt(
     train, validation = split(source, (1 - p.validation, p.validation), seed)
     options, key, shots = segment_settings(p), source.fingerprint, target.images
     scorer = train_segmenter(train, vary_colours(train.images, seed), new_unet(seed + 100), options, seed + 100, folder/"scorer.pt", "anatomy scorer", device=p.device)
-    unet, _ = train_ddpm(train.images, p.ddpm, seed, p.precision, checkpoint=folder/"ddpm.pt", key=key)
-    fused, _ = warm_up_fusion(unet, train.images, p.adapt, seed, p.precision, checkpoint=folder/"fusion.pt", key=key)
-    save_fused(fused, folder/"ddpm"); source_model = load_fused(folder/"ddpm")
-    data = Stage1.prepare(train.images, shots, load_encoder(p.adapt["encoder"], p.adapt["encoder_size"]), load_style(p.adapt["style"]))
+    device = pick_device(p.device); unet, _ = train_ddpm(train.images, p.ddpm, seed, p.precision, device, folder/"ddpm.pt", key)
+    fused, _ = warm_up_fusion(unet, train.images, p.adapt, seed, p.precision, device, folder/"fusion.pt", key)
+    save_fused(fused, folder/"ddpm"); source_model = load_fused(folder/"ddpm").to(device)
+    data = Stage1.prepare(train.images, shots, load_encoder(p.adapt["encoder"], p.adapt["encoder_size"]), load_style(p.adapt["style"]), device)
     probe, recipe = validation.subset(range(min(p.adapt["score_images"], len(validation)))), p.recipes["default"]
     shot_discs = None
     if recipe["recolour"] == "regions":
@@ -51,7 +51,7 @@ def adapt(
     _, _, scores = adapt_ddpm(load_fused(folder/"ddpm").train(), data, p.adapt, seed, p.precision, score, folder/"adapted", key=(key, target.without_masks().fingerprint, recipe), label="adapting to the target")
     chosen = choose_step(scores, p.adapt["anatomy_tolerance"], p.adapt["stop_by"])
     if not (folder/"pairs").exists():
-        write_pairs(folder/"pairs", translate(load_fused(folder/"adapted"/f"step{chosen['step']}"), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots, discs=(train.masks > 0, shot_discs)), train)
+        write_pairs(folder/"pairs", translate(load_fused(folder/"adapted"/f"step{chosen['step']}").to(device), train.float_images(), recipe, seed, source_model, precision=p.precision, shots=shots, discs=(train.masks > 0, shot_discs)), train)
     translated = load_folder(folder/"pairs", p.size).by_id(train.ids).images
     network = copy.deepcopy(model.network) if model else _network(p, foundation, weights, train, validation, seed, folder)
     segmenter = train_segmenter(train, translated, network, options, seed, folder/"segment.pt", "stage 2", device=p.device)
@@ -79,7 +79,7 @@ def _same_run(folder, what):
 def _network(p, foundation, weights, train, validation, seed, folder):
     "The foundation afresh, with its decoder."
     name = foundation or p.foundation["candidates"][0]
-    if name == "vit_mae" and weights is None:
+    if weights is None and name in p.foundation["candidates"]:
         weights = train_foundation(p, name, Source(train.camera, train, validation, validation), seed, folder/name)
     if name not in p.foundation["candidates"]: p = Profile(**merge(p.to_dict(), dict(foundation=dict(image_size=None, lora=dict(targets=None)))))   # the profile's layer names are of its own candidates
     return new_mfm(p, name, weights, seed)

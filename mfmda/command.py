@@ -8,7 +8,7 @@ __all__ = ['main']
 # %% ../nbs/15_command.ipynb #f8752c11
 import argparse, json, os, subprocess, sys
 from pathlib import Path
-from .config import InputError, PROFILES, ROWS, load_profile, own_steps
+from .config import InputError, PROFILES, ROWS, load_profile, own_steps, write_json
 from .pipeline import STEPS, experiments_folder, plan, run_step
 
 # %% ../nbs/15_command.ipynb #edad972b
@@ -31,6 +31,9 @@ def _parser():
     c = d.add_parser("crop", help="crops with masks and a manifest"); c.add_argument("--layout", required=True, help="refuge, rigaplus, drishti, rimone, origa or folder"); c.add_argument("--root", required=True, help="the unpacked data set"); c.add_argument("--out", required=True, help="a new folder")
     c.add_argument("--part", help="train, test, binrushed …; default: all"); c.add_argument("--side", type=int, default=800, help="native pixels; 0: the whole picture"); c.add_argument("--size", type=int, help="pixels of the files written; default: as cut")
     c.add_argument("--rater", type=int, default=1, help="of RIGA+: 1 to 6"); c.add_argument("--votes", type=int, default=3, help="of Drishti-GS1's four raters")
+    e = commands.add_parser("estimate", help="how long a profile takes on this machine, before it starts: one step of each stage is measured", epilog="example: mfmda estimate --profile real64 --images 340")
+    e.add_argument("--profile", default="mini"); e.add_argument("--images", type=int, default=272, help="labelled source images that are trained on"); e.add_argument("--stages", default="", help="some of them, by name; default: all")
+    e.add_argument("--batch", type=int, help="images at once; default: the profile's"); e.add_argument("--steps", type=int, default=1, help="steps that are timed; more are steadier"); e.add_argument("--out", help="a JSON file for what was measured"); e.add_argument("--json", action="store_true", help="print it as JSON")
     g = commands.add_parser("segment", help="segment a folder of photographs: masks, areas, cup-to-disc ratios, confidence", epilog="example: mfmda segment --model run/segmenter --images photos --out masks")
     g.add_argument("--model", required=True, help="a segmenter's folder"); g.add_argument("--images", required=True, help="a folder of square crops"); g.add_argument("--out", required=True); g.add_argument("--json", action="store_true", help="print the table as JSON")
     return p
@@ -38,7 +41,7 @@ def _parser():
 def main(argv=None) -> int:
     "The `mfmda` command: exit status 0, 1 (a step failed, or some files could not be used) or 2 (wrong input)."
     args = _parser().parse_args(argv)
-    try: return {"reproduce": _reproduce, "step": _step, "profiles": _profiles, "adapt": _adapt, "segment": _segment, "data": _data}[args.command](args) or 0
+    try: return {"reproduce": _reproduce, "step": _step, "profiles": _profiles, "adapt": _adapt, "segment": _segment, "data": _data, "estimate": _estimate}[args.command](args) or 0
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 2
 
 def _profiles(args):
@@ -87,6 +90,14 @@ def _segment(args):
     else: print(f"{len(rows) - len(bad)} photographs segmented: {Path(args.out)/'segmentation.csv'} and {Path(args.out)/'masks'}")
     for r in bad: print("mfmda:", r["error"], file=sys.stderr)
     return 1 if bad else 0
+
+def _estimate(args):
+    from mfmda.scale import STAGES, estimate, measure
+    measured = measure(args.profile, args.stages.split() or tuple(STAGES), args.batch, args.steps)
+    if args.out: write_json(args.out, measured)
+    if args.json: print(json.dumps(measured)); return
+    table = estimate(measured, args.images)
+    print(table.to_string(float_format="{:.2f}".format)); print(f"\n{table.hours.sum():.1f} hours for one seed on {measured['device']}; profile {args.profile} has {len(measured['settings']['seeds'])}")
 
 def _data(args):
     from mfmda.datasets import crop_set, fetch

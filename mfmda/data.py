@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'CONVENTIONS', 'CROPS', 'disc_cup', 'FundusSet', 'read_image', 'read_mask', 'read_mask_pair',
-           'resize_labels', 'load_folder', 'show_set', 'load_crops', 'retake_crops', 'load_phantoms', 'load_set',
-           'few_shot', 'split', 'draw_references', 'draw_augmentation', 'augment']
+           'resize_labels', 'load_folder', 'show_set', 'load_crops', 'cut_out', 'retake_crops', 'load_phantoms',
+           'load_set', 'few_shot', 'split', 'draw_references', 'draw_augmentation', 'augment']
 
 # %% ../nbs/02_data.ipynb #e37d4d41
 import io, math, os, struct, zlib
@@ -262,14 +262,24 @@ CROPS = dict(refuge_val="canon_cr2", refuge_test="canon_cr2", drishti_train="ara
              paper_refuge_test_10="canon_cr2", paper_binrushed_10="binrushed", paper_messidor_base2_10="messidor_base2")  # set: camera or site
 
 def load_crops(
-    name: str,  # one of `CROPS`
-    size: int,  # side in pixels; files have 256
+    name: str,  # one of `CROPS`, which are read from fundus256/, or the path below `data_root()` of what `mfmda data crop` wrote
+    size: int,  # side in pixels
 ) -> FundusSet:
     "Read a set of real crops below `data_root()`; `InputError` for an unknown set, or where the crops are missing."
-    if name not in CROPS: raise InputError(f"crops {name!r}: unknown; expected one of {', '.join(CROPS)}.")
     root = data_root()
-    if root is None: raise InputError(f"crops {name!r}: no data folder found; set MFMDA_DATA to the folder that holds fundus256/, or use phantoms.")
-    return load_folder(root/"fundus256"/name, size, camera=CROPS[name])
+    if root is None: raise InputError(f"crops {name!r}: no data folder found; set MFMDA_DATA to the folder that holds the sets, or use phantoms.")
+    if name in CROPS: return load_folder(root/"fundus256"/name, size, camera=CROPS[name])
+    if not (root/name/"images").is_dir(): raise InputError(f"crops {name!r}: unknown; expected one of {', '.join(CROPS)}, or a folder below {root} that holds images/: write one with `mfmda data crop --out {root/name}`.")
+    return load_folder(root/name, size, camera=Path(name).name)
+
+def cut_out(
+    dataset: FundusSet, start: float, end: float,  # shares of the set, 0 ≤ start < end ≤ 1
+) -> FundusSet:
+    "Part of a set, in an order that was shuffled once (by id, whatever the order of files): parts that do not overlap share no image."
+    if not 0 <= start < end <= 1: raise InputError(f"from={start}, to={end}: expected shares of the set, 0 ≤ from < to ≤ 1.")
+    ids = np.random.default_rng(0).permutation(sorted(dataset.ids)); first, last = round(start * len(ids)), round(end * len(ids))
+    if first == last: raise InputError(f"from={start}, to={end}: no image of {dataset.camera} ({len(ids)} images) is left; take a larger share.")
+    return dataset.by_id(sorted(map(str, ids[first:last])))
 
 def retake_crops(
     name: str,    # one of `CROPS`, with masks
@@ -308,17 +318,23 @@ def load_phantoms(
 
 # %% ../nbs/02_data.ipynb #c0784916
 def load_set(
-    spec: str,  # "phantom:<camera>?seed=&start=&count=", "crops:<set>?camera=&zoom=&largest=&start=&count=", "folder:<path>?camera="
+    spec: str,  # "phantom:<camera>?seed=&start=&count=", "crops:<set>?camera=&zoom=&largest=&start=&count=", "folder:<path>?camera="; crops and folders also "?from=&to="
     size: int,  # side in pixels
 ) -> FundusSet:
     "Load any set by one string; `InputError` for a form or a parameter that is not known."
     kind, _, rest = spec.partition(":")
     name, _, query = rest.rpartition("?") if "?" in rest else (rest, "", "")
-    allowed = dict(phantom={"seed", "start", "count"}, crops={"camera", "zoom", "largest", "start", "count"}, folder={"camera"})
+    allowed = dict(phantom={"seed", "start", "count"}, crops={"camera", "zoom", "largest", "start", "count", "from", "to"}, folder={"camera", "from", "to"})
     if kind not in allowed or not name:
         raise InputError(f"set {spec!r}: unknown form; expected 'phantom:<camera>?seed=1&start=0&count=200', 'crops:<set>' or 'folder:<path>'.")
     given = dict(parse_qsl(query, keep_blank_values=True))
     for key in set(given) - allowed[kind]: raise InputError(f"set {spec!r}: parameter {key!r} unknown; {kind} takes {sorted(allowed[kind]) or 'none'}.")
+    if {"from", "to"} & set(given):
+        try: shares = float(given.pop("from", 0)), float(given.pop("to", 1))
+        except ValueError: raise InputError(f"set {spec!r}: from and to are numbers between 0 and 1.") from None
+        if kind == "crops" and given: raise InputError(f"set {spec!r}: from and to choose a part of a set as it is; leave out {', '.join(given)}.")
+        rest = "&".join(f"{k}={v}" for k, v in given.items())
+        return cut_out(load_set(f"{kind}:{name}{'?' + rest if rest else ''}", size), *shares)
     if kind == "folder": return load_folder(Path(name).expanduser(), size, **given)
     try: given = {key: value if key == "camera" else float(value) if key == "zoom" else int(value) for key, value in given.items()}
     except ValueError: raise InputError(f"set {spec!r}: seed, start, count and largest are whole numbers, zoom is a number.") from None

@@ -15,7 +15,7 @@ from torch import nn
 import torch.nn.functional as F
 from safetensors.torch import save_file, load_file
 from .config import InputError, atomic_path, autocast, mend_torchvision, pick_device, reference_root, load_profile
-from .training import MovingAverage, draw, fit, warmup_cosine
+from .training import MovingAverage, draw, fit, gaussian, warmup_cosine
 mend_torchvision()
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -97,21 +97,21 @@ def flip(images: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/03_ddpm.ipynb #aa45f6dc
 def train_ddpm(
     images: torch.Tensor,    # (N, 3, S, S) uint8
-    settings: dict,          # channels, steps, batch, lr, ema, loss: see `config.BASE["ddpm"]`
+    settings: dict,          # channels, steps, batch, accumulate, lr, ema, loss: see `config.BASE["ddpm"]`
     seed: int = 0, precision: str = "fp32",  # "fp32" or "bf16"
     device="cpu", checkpoint: Path | None = None, key=(), label: str = "source DDPM",
 ):                           # -> (UNet2DModel holding the averaged weights, history)
     "Train ε_θ on `images` with Eq. 2."
-    torch.manual_seed(seed)
+    torch.manual_seed(seed); device = pick_device(device)
     unet = build_unet(images.shape[-1], settings["channels"]).to(device)
     ema, n = MovingAverage(unet, settings["ema"]), len(images)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.)
     def step(i):
         x0 = to_model(flip(images[draw(n, settings["batch"], seed, i)].float() / 255)).to(device)
-        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), torch.randn_like(x0)
+        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = unet(q_sample(x0, t, eps), t).sample
         return dict(loss=ddpm_loss(eps_hat, eps, settings["loss"]).mean())
-    history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema,
+    history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema, accumulate=settings.get("accumulate", 1),
                   checkpoint=checkpoint, key=(key, settings, precision), label=label)
     return ema.average, history
 
@@ -152,8 +152,9 @@ def ddim_times(start: int, steps: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def sample(unet, n: int, steps: int = 25, seed: int = 0, eta: float = 0.) -> torch.Tensor:  # (n, 3, S, S) in [0, 1]
     "New images from noise, deterministic per seed."
-    g, size = torch.Generator().manual_seed(seed), unet.config.sample_size
-    x = torch.randn(n, 3, size, size, generator=g)
+    g, size, device = torch.Generator().manual_seed(seed), unet.config.sample_size, next(unet.parameters()).device
+    noise = lambda: torch.randn(n, 3, size, size, generator=g).to(device)
+    x = noise()
     for t, s in ddim_times(999, steps):
-        x = ddim_step(x, unet(x, torch.tensor(t)).sample, t, s, eta, torch.randn(x.shape, generator=g))
-    return to_image(x)
+        x = ddim_step(x, unet(x, torch.tensor(t, device=device)).sample, t, s, eta, noise())
+    return to_image(x).cpu()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIP_HELP', 'IMAGENET_MEAN', 'IMAGENET_STD', 'VGG_STAGES', 'ImageEncoder', 'check_images', 'load_tensors',
            'flat_tensors', 'package_file', 'weights_origin', 'match_by_order', 'efficientnet_state_dict',
-           'FrozenEncoder', 'efficientnet_encoder', 'encode_all', 'clip_encoder', 'load_encoder', 'gram',
+           'FrozenEncoder', 'efficientnet_encoder', 'device_of', 'encode_all', 'clip_encoder', 'load_encoder', 'gram',
            'GramFeatures', 'Stages', 'vgg_stage', 'vgg_convolutions', 'StyleFeatures', 'EfficientNetStyle',
            'load_style', 'style_loss', 'PerceptualDistance', 'perceptual_distance']
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import InputError, file_sha256, mend_torchvision
+from .config import InputError, file_sha256, mend_torchvision, weights_file
 
 mend_torchvision()
 import timm
@@ -182,15 +182,21 @@ def efficientnet_encoder(
                          weights_origin(file, "" if path else package))
 
 # %% ../nbs/04_encoders.ipynb #b459ca75
+def device_of(module) -> torch.device:
+    "Where a network's tensors are; the CPU for one that has none."
+    held = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    return held[0].device if held else torch.device("cpu")
+
 @torch.no_grad()
 def encode_all(
     encoder: ImageEncoder, # the frozen f(·)
     images: torch.Tensor, # (N,3,H,W) float RGB in [0,1]
     batch: int = 64, # pictures at a time
-) -> torch.Tensor: # (N,dim) float32
-    "f of a whole set, batch by batch, without gradients."
+) -> torch.Tensor: # (N,dim) float32, on the CPU
+    "f of a whole set, batch by batch, without gradients, on the encoder's device."
     if len(images) == 0: raise InputError("images: found an empty set, expected at least one picture to encode.")
-    return torch.cat([encoder(part) for part in images.split(batch)])
+    device = device_of(encoder)
+    return torch.cat([encoder(part.to(device)).cpu() for part in images.split(batch)])
 
 # %% ../nbs/04_encoders.ipynb #c4f51e61
 CLIP_HELP = ("download open_clip_model.safetensors of the hub repository timm/vit_base_patch32_clip_224.openai "
@@ -221,7 +227,7 @@ def load_encoder(
 ) -> FrozenEncoder: # a frozen f(·)
     "The encoder that a profile names; `InputError` for an unknown name."
     if name == "efficientnet_lite0": return efficientnet_encoder(size)
-    if name.startswith("clip:"): return clip_encoder(name.removeprefix("clip:"))
+    if name.startswith("clip:"): return clip_encoder(weights_file(name.removeprefix("clip:")))
     raise InputError(f"encoder: found {name!r}, expected 'efficientnet_lite0' or 'clip:<path of the weights>'.")
 
 # %% ../nbs/04_encoders.ipynb #06ecfd07

@@ -11,7 +11,7 @@ __all__ = ['STEPS', 'RIVALS', 'Source', 'Target', 'load_source', 'load_target', 
 import os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, write_json
+from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, weights_file, write_json
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
 # what needs torch is imported where it is used: the process that only starts a notebook does not wait for it
@@ -98,17 +98,19 @@ def new_unet(seed: int):
         torch.manual_seed(seed); return SmallUNet()
 
 # %% ../nbs/13_pipeline.ipynb #08d695e1
-def foundation_weights(name: str, folder: Path):
-    "Weights of a candidate: the file that step 4 pretrained, or None for weights that come in a package."
-    return Path(folder)/"encoder.safetensors" if name == "vit_mae" else None
+def foundation_weights(profile: Profile, name: str, folder: Path):
+    "Weights of a candidate: the file that step 4 pretrained, the file that the profile names, or None for weights that come in a package."
+    if name == "vit_mae": return Path(folder)/"encoder.safetensors"
+    given = profile.foundation["weights"]
+    return weights_file(given) if given and name != "efficientnet_lite0" else None
 
 def train_foundation(profile: Profile, name: str, source: Source, seed: int, folder: Path):
-    "Pretrain a candidate where the profile asks for it (`vit_mae`), on phantoms through random cameras and the source's own images."
-    if name != "vit_mae": return None
+    "The weights of a candidate; `vit_mae` is pretrained first, on phantoms through random cameras and the source's own images."
+    if name != "vit_mae": return foundation_weights(profile, name, folder)
     import numpy as np, torch
     from mfmda.foundation import MaeSettings, pretrain_mae
     from mfmda.phantom import phantom_batch, random_camera
-    file, mae = foundation_weights(name, folder), dict(profile.foundation["mae"])
+    file, mae = foundation_weights(profile, name, folder), dict(profile.foundation["mae"])
     made_of, sheet = dict(mae=dict(mae), seed=seed, source=source.train.fingerprint), file.with_suffix(".json")
     if file.exists() and sheet.exists() and read_json(sheet) == made_of: return file
     n, per, rng = mae.pop("images"), 16, np.random.default_rng(seed)
@@ -143,7 +145,7 @@ def train_row(
     elif pairs:
         made = layout.translated(seed, target.name, row)/pairs
         translated, keep = load_folder(made, profile.size, pairs).by_id(labelled.ids).images, torch.tensor(read_json(made/"keep.json")["keep"])
-    network = new_mfm(profile, chosen, (find_row(row).get("weights") if row else None) or foundation_weights(chosen, layout.foundation(seed)/chosen), seed)
+    network = new_mfm(profile, chosen, (find_row(row).get("weights") if row else None) or foundation_weights(profile, chosen, layout.foundation(seed)/chosen), seed)
     if options.target_term not in (None, *TARGET_TERMS): raise InputError(f"target_term={options.target_term!r}: unknown; expected one of {', '.join(TARGET_TERMS)}.")
     if options.target_term: term = TARGET_TERMS[options.target_term](network, options.target_weight)
     return train_segmenter(labelled, translated, network, options, seed, Path(folder)/f"{method}.pt", f"{method} → {target.name}", keep, profile.device, target.shots.images if term else None, term)

@@ -17,12 +17,12 @@ from torch import nn
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from .config import InputError, atomic_path, autocast, fingerprint, load_profile, read_json, reference_root, write_json
-from .training import draw, fit
+from .config import InputError, atomic_path, autocast, fingerprint, load_profile, pick_device, read_json, reference_root, write_json
+from .training import draw, fit, gaussian
 from .data import FundusSet, disc_cup, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
-from .encoders import encode_all, style_loss
+from .encoders import device_of, encode_all, style_loss
 from .adaptor import DynamicInstanceAwareAdaptor, distribution_consistency_loss, leave_out_target_distance, static_direction, target_distance
 
 # %% ../nbs/06_translate.ipynb #af073f3e
@@ -57,24 +57,24 @@ class FusedUNet(nn.Module):
         n, m = len(x_t), phase(t).view(-1, 1, 1, 1)
         if m.max() < 1e-6:                                          # noise phase: the condition cannot be heard, so it is not computed
             h, skips, emb = encode(self.unet, x_t, t)
-            heard = torch.randn_like(h)
+            heard = gaussian(h)
         else:
-            c_t = q_sample(condition, t, torch.randn_like(condition))
+            c_t = q_sample(condition, t, gaussian(condition))
             h, skips, emb = encode(self.unet, torch.cat([x_t, c_t]), torch.cat([t, t]))
             (h, E), m = h.chunk(2), m.to(h.dtype)
-            heard = m * E + (1 - m) * torch.randn_like(E)
+            heard = m * E + (1 - m) * gaussian(E)
         return decode(self.unet, h + self.fusion(torch.cat([h, heard], 1)), tuple(s[:n] for s in skips), emb[:n])
 
 # %% ../nbs/06_translate.ipynb #cf80e413
 def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision="fp32", device="cpu", checkpoint=None, key=(), label="content fusion"):
     "Train fresh fusion layers on source `images` (N, 3, S, S) uint8; returns (FusedUNet, history). Settings: `config.BASE['adapt']`."
     torch.manual_seed(seed)
-    model = FusedUNet(unet.requires_grad_(False)).to(device)
+    model = FusedUNet(unet.requires_grad_(False)).to(device := pick_device(device))
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings["warmup_lr"])
     key = (key, fingerprint(list(unet.state_dict().values())))
     def step(i):
         x0 = to_model(flip(images[draw(len(images), 8, seed, i)].float() / 255)).to(device)
-        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), torch.randn_like(x0)
+        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = model(q_sample(x0, t, eps), t, condition=x0)
         return dict(loss=ddpm_loss(eps_hat, eps).mean())
     history = fit(step, settings["warmup_steps"], dict(fusion=model.fusion), optimizer, seed=seed, checkpoint=checkpoint,
@@ -100,17 +100,20 @@ def load_fused(folder: Path) -> FusedUNet:
 class Stage1:
     "What stage 1 looks at: source and target images, their features f, the static direction, the targets' Gram matrices."
     source: torch.Tensor; target: torch.Tensor           # (N, 3, S, S), (K, 3, S, S) uint8
-    f_source: torch.Tensor; f_target: torch.Tensor       # (N, d), (K, d)
+    f_source: torch.Tensor; f_target: torch.Tensor       # (N, d), (K, d), on the device where stage 1 runs; the images stay on the CPU
     encoder: object; style: object; target_grams: list
 
     @classmethod
-    def prepare(cls, source, target, encoder, style):
-        "Compute the frozen features once."
+    def prepare(cls, source, target, encoder, style, device="cpu"):
+        "Compute the frozen features once, and bring them and their networks to `device`."
         if len(target) == 0: raise InputError("stage 1: there is no target image; expected a few (the paper uses ten).")
+        device = pick_device(device); encoder, style = (m.to(device) if isinstance(m, nn.Module) else m for m in (encoder, style))
         with torch.no_grad():
-            f_source, f_target = (encode_all(encoder, x.float() / 255, 32) for x in (source, target))
-            return cls(source, target, f_source, f_target, encoder, style, style.gram_matrices(target.float() / 255))
+            f_source, f_target = (encode_all(encoder, x.float() / 255, 32).to(device) for x in (source, target))
+            return cls(source, target, f_source, f_target, encoder, style, style.gram_matrices(target.float().to(device) / 255))
 
+    @property
+    def device(self): return self.f_source.device
     @property
     def target_mean(self): return self.f_target.mean(0)
     @property
@@ -119,24 +122,24 @@ class Stage1:
 # %% ../nbs/06_translate.ipynb #fa7c0788
 def stage1_direction(data: Stage1, adaptor, index, direction: str = "diaa", stop_gradient: bool = False):
     "Δ for source images `index`: Eq. 6 (`diaa`), or Δ_static alone (`static`, the predecessor); returns (delta (B, d), gate (B, 1))."
-    if direction == "static": return data.delta_static.expand(len(index), -1), torch.zeros(len(index), 1)
+    if direction == "static": return data.delta_static.expand(len(index), -1), torch.zeros(len(index), 1, device=data.device)
     if direction != "diaa": raise InputError(f"direction={direction!r}: expected 'diaa' or 'static'.")
     delta, gate = adaptor(data.f_source[index], data.target_mean, data.delta_static)
     return (delta.detach() if stop_gradient else delta), gate
 
 def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int, precision="fp32") -> dict:
     "Eq. 8 for micro-step i: style and content on even ones, fine grain of the target on odd ones."
-    b, even = settings["batch"], i % 2 == 0
-    x_T = to_model(flip(data.target[draw(len(data.target), b, seed + 1, i)].float() / 255))
-    t = torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))
-    eps = torch.randn_like(x_T)
+    b, even, device = settings["batch"], i % 2 == 0, data.device
+    x_T = to_model(flip(data.target[draw(len(data.target), b, seed + 1, i)].float() / 255)).to(device)
+    t = (torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))).to(device)
+    eps = gaussian(x_T)
     heard = lambda x: x if settings["condition"] else None                # without content fusion the network hears no image
-    with autocast("cpu", precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=heard(x_T)), eps)
+    with autocast(device, precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=heard(x_T)), eps)
     if not even: return dict(loss=diffusion.mean() / 5, loss_low=diffusion.mean() / 5)
     index = draw(len(data.source), b, seed, i // 2)
-    x_S = to_model(data.source[index].float() / 255)
-    x_t = q_sample(x_S, t, torch.randn_like(x_S))
-    with autocast("cpu", precision == "bf16"): eps_hat = model(x_t, t, condition=heard(x_S))
+    x_S = to_model(data.source[index].float() / 255).to(device)
+    x_t = q_sample(x_S, t, gaussian(x_S))
+    with autocast(device, precision == "bf16"): eps_hat = model(x_t, t, condition=heard(x_S))
     generated = to_image(estimate_x0(x_t, t, eps_hat.float(), clip=False))
     delta, gate = stage1_direction(data, adaptor, index, settings["direction"], settings["stop_gradient"])
     consistency = distribution_consistency_loss(data.encoder(generated), data.f_source[index], delta)
@@ -232,12 +235,12 @@ def translate(
     images: torch.Tensor,    # (N, 3, S, S) in [0, 1], source
     recipe: dict,            # see `config.RECIPES`
     seed: int = 0, source_model=None,
-    batch: int = 8,          # images at once: a small batch stays in a CPU's caches, a GPU wants more; noise is drawn for each batch
+    batch: int | None = None, # images at once; None: 8 on a CPU, in whose caches they stay, 64 on a GPU. Noise is drawn for each batch
     precision: str = "fp32",
     shots: torch.Tensor | None = None,  # (K, 3, S, S) uint8, the target images: for recipes that recolour
     discs: tuple | None = None,         # the discs of images (N, S, S) and of shots (K, S, S), see `find_discs`: for recipes that recolour by region
-) -> torch.Tensor:           # (N, 3, S, S) in [0, 1]
-    "Translate source images into target style; deterministic per (seed, batch, position)."
+) -> torch.Tensor:           # (N, 3, S, S) in [0, 1], on the CPU
+    "Translate source images into target style, on the model's device; deterministic per (seed, batch, position)."
     if recipe["method"] not in ("noise", "invert"): raise InputError(f"recipe method={recipe['method']!r}: expected 'noise' or 'invert'.")
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
     if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour='regions' or 'image', or redraw=1.")
@@ -246,25 +249,26 @@ def translate(
     if recipe["recolour"] == "regions" and discs is None: raise InputError("a recipe with recolour='regions' has to know where discs are; pass discs=, or set recolour='image'.")
     start = recolour(images, shots.float() / 255, seed, *(discs if recipe["recolour"] == "regions" else ())) if recipe["recolour"] else images
     drawn, out = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < recipe["redraw"], start.clone()
-    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch) if drawn.any() else []):
+    device = device_of(model)
+    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch or (8 if device.type == "cpu" else 64)) if drawn.any() else []):
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
-        with autocast("cpu", precision == "bf16"):
-            x = to_image(_reverse(model, to_model(start[part]), recipe, source_model))
+        with autocast(device, precision == "bf16"):
+            x = to_image(_reverse(model, to_model(start[part]).to(device), recipe, source_model)).cpu()
         out[part] = colour_map(images[part], x, **recipe["colour_map"]) if recipe["colour_map"] else x
     return out
 
 def _reverse(model, x0, recipe, source_model):
     "The reverse process from `start` to 0 for one batch in [−1, 1]; state x and structure path y share each network call."
     times, n = ddim_times(recipe["start"], recipe["ddim_steps"]), len(x0)
-    x = invert(source_model, x0, times) if recipe["method"] == "invert" else q_sample(x0, torch.full((n,), times[0][0]), torch.randn_like(x0))
+    x = invert(source_model, x0, times) if recipe["method"] == "invert" else q_sample(x0, torch.full((n,), times[0][0], device=x0.device), gaussian(x0))
     for t, s in times:
         guided = recipe["guidance"] and s >= recipe["guidance_until"]
-        at, both, condition = torch.full((n,), t), x, x0
+        at, both, condition = torch.full((n,), t, device=x0.device), x, x0
         if guided:
-            y = q_sample(x0, at, torch.randn_like(x0))
+            y = q_sample(x0, at, gaussian(x0))
             at, both, condition = at.repeat(2), torch.cat([x, y]), x0.repeat(2, 1, 1, 1)
         eps = model(both, at, condition=condition if recipe["condition"] else None).float()
-        moved = ddim_step(both, eps, t, s, recipe["eta"])
+        moved = ddim_step(both, eps, t, s, recipe["eta"], gaussian(both) if recipe["eta"] else None)
         x = moved[:n]
         if guided: x = x - low_pass(x, recipe["guidance"]) + low_pass(moved[n:], recipe["guidance"])
     return x
@@ -274,7 +278,7 @@ def invert(model, x0, times):
     x = x0
     for t, s in reversed(times):
         at = max(s, 0)
-        x = ddim_step(x, model(x, torch.full((len(x),), at)).float(), at, t, clip=False)
+        x = ddim_step(x, model(x, torch.full((len(x),), at, device=x.device)).float(), at, t, clip=False)
     return x
 
 # %% ../nbs/06_translate.ipynb #9db85f80
@@ -299,7 +303,7 @@ def anatomy_kept(scorer, images: torch.Tensor, masks: torch.Tensor) -> torch.Ten
 @torch.no_grad()
 def style_distance(images: torch.Tensor, style, target_grams: list) -> float:
     "Relative Gram difference of images (N, 3, S, S) from the targets, summed over layers, averaged over images."
-    return sum(style_loss(style.gram_matrices(b), target_grams, relative=True).item() * len(b) for b in images.split(32)) / len(images)
+    return sum(style_loss(style.gram_matrices(b.to(target_grams[0].device)), target_grams, relative=True).item() * len(b) for b in images.split(32)) / len(images)
 
 def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dict:
     "Anatomy kept, target distance in f, and style distance of translated images (N, 3, S, S)."
@@ -335,7 +339,7 @@ def choose_step(scores: list[dict], tolerance: float = .05, by: str = "style_dis
 
 # %% ../nbs/06_translate.ipynb #68b99e8b
 def adapt(
-    model: FusedUNet,            # the warmed-up source model; it is trained in place
+    model: FusedUNet,            # the warmed-up source model; it is trained in place, on the device of `data`
     data: Stage1, settings: dict, seed: int = 0, precision: str = "fp32",
     score=None,                  # (model, step) -> dict of scores
     folder: Path | None = None,  # keeps `state.pt` and `step<k>/` models
@@ -343,7 +347,7 @@ def adapt(
 ):                               # -> (adaptor, history, scores)
     "Stage 1: adapt to the target with Eq. 8, scoring every `score_every` updates."
     torch.manual_seed(seed)
-    adaptor = DynamicInstanceAwareAdaptor(data.encoder.dim)
+    adaptor = DynamicInstanceAwareAdaptor(data.encoder.dim).to(data.device); model.to(data.device)
     optimizer = torch.optim.Adam([*model.parameters(), *adaptor.parameters()], lr=settings["lr"], betas=(.9, .99))
     folder = Path(folder) if folder is not None else None
     key = (key, fingerprint(list(model.state_dict().values())))
