@@ -5,6 +5,7 @@ from mfmda.config import InputError, fingerprint, load_profile, settings_of
 from mfmda.pipeline import STEPS, plan
 
 PROFILE = str(config.get("profile", "mini"))
+PROCESSES = int(config.get("processes", 1))   # of each step, under torchrun: one for each GPU
 try:
     SETTINGS = load_profile(PROFILE)
     GRAPH = plan(SETTINGS, rows=str(config.get("rows") or "").split(), targets=str(config.get("targets") or "").split())
@@ -28,13 +29,14 @@ ALONE = SEGMENT[-1] if len(SEGMENT) % workflow.cores == 1 else None   # the last
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key
-    share = max(1, workflow.cores // sum(other in (BESIDE if step in BESIDE else (step,)) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
+    share = workflow.cores if PROCESSES > 1 else max(1, workflow.cores // sum(other in (BESIDE if step in BESIDE else (step,)) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores; one that takes several processes has no other beside it
+    start = f"-m torch.distributed.run --standalone --nproc_per_node {PROCESSES} --no_python {sys.executable}" if PROCESSES > 1 and not step.startswith("6_") else ""
     rule:
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=workflow.cores if key == ALONE else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
+        params: start=start, options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=workflow.cores if key == ALONE else max(1, workflow.cores // PROCESSES) if PROCESSES > 1 else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
         threads: share
         priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
         # a second thread wins less than two jobs lose by sharing cores; so more than a share is for a last job, and for the longer of the first steps where too few targets and seeds keep the cores busy
-        shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"
+        shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} {params.start} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"

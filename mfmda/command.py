@@ -17,7 +17,7 @@ def _parser():
     commands = p.add_subparsers(dest="command", required=True)
     r = commands.add_parser("reproduce", help="run all steps of a profile with Snakemake; resumes where it stopped", epilog="example: mfmda reproduce --profile smoke")
     r.add_argument("--profile", default="mini"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone")
-    r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--dry-run", action="store_true")
+    r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--processes", type=int, default=1, help="of each step, under torchrun: one for each GPU"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
     s.add_argument("--target", default=""); s.add_argument("--row", default="", help="a further row by name"); s.add_argument("--root", default=".")
@@ -52,7 +52,7 @@ def _profiles(args):
 def _reproduce(args):
     profile = str(Path(args.profile).resolve()) if args.profile.endswith(".json") else args.profile   # Snakemake runs in the checkout
     plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split())   # wrong names are refused here
-    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", *(["--dry-run"] if args.dry_run else [])]
+    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", f"processes={args.processes}", *(["--dry-run"] if args.dry_run else [])]
     return min(1, subprocess.run(command, cwd=experiments_folder().parents[1]).returncode)
 
 def _step(args):

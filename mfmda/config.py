@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'OPTIONAL', 'WHOLE', 'ROWS', 'PAIRS', 'LATER', 'InputError',
-           'TrainingError', 'mend_torchvision', 'atomic_path', 'write_json', 'read_json', 'data_root', 'weights_file',
-           'reference_root', 'pick_device', 'bf16_is_native', 'autocast', 'seed_everything', 'fingerprint',
-           'file_sha256', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile',
-           'load_profile', 'with_row', 'find_row', 'own_steps', 'settings_of', 'Layout']
+           'TrainingError', 'mend_torchvision', 'atomic_path', 'is_first', 'wait', 'write_json', 'read_json',
+           'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native', 'autocast',
+           'seed_everything', 'fingerprint', 'file_sha256', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch',
+           'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row', 'own_steps', 'settings_of',
+           'Layout']
 
 # %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, json, math, os, platform, random, subprocess, sys, tempfile, time
@@ -44,14 +45,24 @@ def mend_torchvision():
 def atomic_path(path: str | Path):  # the file (or folder) that shall appear
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it raises."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.parent / f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
+    tmp, inside = path.parent / f".{path.stem}.{os.getpid()}.tmp{path.suffix}", f".{os.getpid()}.tmp" in str(path)   # inside another one's folder, which decides
     try:
         yield tmp
-        if tmp.is_dir() and path.is_dir(): _remove_tree(path)
-        os.replace(tmp, path)
+        if is_first() or inside:
+            if tmp.is_dir() and path.is_dir(): _remove_tree(path)
+            os.replace(tmp, path)
     finally:
         if tmp.is_dir(): _remove_tree(tmp)
         elif tmp.exists(): tmp.unlink()
+    if not inside: wait()
+
+def is_first() -> bool:
+    "Whether this is the process that keeps what it writes: the only one, or the first of those that torchrun started."
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+
+def wait():
+    "Until every process is here: what one wrote, the others can read."
+    if "torch" in sys.modules and (d := sys.modules["torch"].distributed).is_available() and d.is_initialized(): d.barrier()
 
 def _remove_tree(folder):
     import shutil
@@ -105,8 +116,9 @@ def reference_root() -> Path | None:
 
 # %% ../nbs/00_config.ipynb #60590798
 def pick_device(name: str = "auto"):  # "auto", "cpu", "cuda", "cuda:1", "mps"
-    "A torch device; `auto` takes CUDA, then Apple's MPS, then the CPU."
+    "A torch device; `auto` takes CUDA (of several processes each its own GPU), then Apple's MPS, then the CPU."
     import torch
+    if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ: name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try: return torch.device(name)

@@ -15,7 +15,7 @@ from torch import nn
 import torch.nn.functional as F
 from safetensors.torch import save_file, load_file
 from .config import InputError, atomic_path, autocast, mend_torchvision, pick_device, reference_root, load_profile
-from .training import MovingAverage, draw, fit, gaussian, warmup_cosine
+from .training import MovingAverage, draw, fit, gaussian, share, warmup_cosine
 mend_torchvision()
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -107,8 +107,8 @@ def train_ddpm(
     ema, n = MovingAverage(unet, settings["ema"]), len(images)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.)
     def step(i):
-        x0 = to_model(flip(images[draw(n, settings["batch"], seed, i)].float() / 255)).to(device)
-        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), gaussian(x0)
+        x0 = share(to_model(flip(images[draw(n, settings["batch"], seed, i)].float() / 255))).to(device)
+        t, eps = share(torch.randint(0, 1000, (settings["batch"],))).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = unet(q_sample(x0, t, eps), t).sample
         return dict(loss=ddpm_loss(eps_hat, eps, settings["loss"]).mean())
     history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema, accumulate=settings.get("accumulate", 1),

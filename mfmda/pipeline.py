@@ -11,7 +11,7 @@ __all__ = ['STEPS', 'RIVALS', 'Source', 'Target', 'load_source', 'load_target', 
 import os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, find_row, load_profile, own_steps, read_json, weights_file, write_json
+from .config import InputError, Layout, Profile, find_row, is_first, load_profile, own_steps, read_json, weights_file, write_json
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
 # what needs torch is imported where it is used: the process that only starts a notebook does not wait for it
@@ -59,11 +59,12 @@ def run_step(
     notebook = Path(notebook or experiments_folder()/f"{step}.ipynb")
     if not notebook.is_file(): raise InputError(f"step={step!r}: there is no {notebook.name}; expected one of {', '.join(STEPS)}.")
     output = Path(output); output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.stem}.running.ipynb")
+    unfinished = output.with_name(f"{output.stem}.running{'' if is_first() else os.environ['RANK']}.ipynb")   # of several processes each runs the notebook, and the first one's is kept
     try: papermill.execute_notebook(str(notebook), str(unfinished), parameters, progress_bar=False, log_output=True, stdout_file=sys.stdout, kernel_name="python3", cwd=os.getcwd())
     except papermill.exceptions.PapermillExecutionError as e:
         raise InputError(f"{notebook.name}, cell {e.exec_count}: {e.ename}: {e.evalue} (the executed copy is {unfinished}).") from None
-    os.replace(unfinished, output)
+    if is_first(): os.replace(unfinished, output)
+    else: unfinished.unlink()
 
 # %% ../nbs/13_pipeline.ipynb #f957662e
 def segment_settings(profile: Profile):

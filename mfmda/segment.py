@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
            'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'trained_norms',
-           'measure_statistics', 'train_segmenter']
+           'measure_statistics', 'synchronised', 'train_segmenter']
 
 # %% ../nbs/09_segment.ipynb #ccb3df02
-import dataclasses, json, math
+import contextlib, dataclasses, json, math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .config import InputError, atomic_path, autocast, fingerprint, mend_torchvision, pick_device, read_json, write_json
-from .training import draw, fit, polynomial, warmup_cosine
+from .training import draw, fit, polynomial, processes, share, warmup_cosine
 from .data import FundusSet, augment, disc_cup
 from .encoders import check_images, load_tensors
 from .foundation import Foundation, LoraSettings, build_foundation
@@ -323,6 +323,31 @@ def measure_statistics(
         for x in batches: network(x)
     for m, momentum in zip(norms, momenta): m.momentum = momentum; m.eval()
 
+# %% ../nbs/09_segment.ipynb #2505a83f
+class _SharedBatchNorm(nn.BatchNorm2d):
+    "Batch normalisation by the statistics of the whole batch, of which this process has a share."
+    def forward(self, x):
+        if not self.training: return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+        wide, c = x.float(), x.shape[1]
+        sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), wide.new_tensor([x.numel() / c])]))   # with the number of pixels, as a share may hold more pairs than another
+        n = sums[-1].detach(); mean, variance = sums[:c] / n, sums[c:-1] / n - (sums[:c] / n).square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, weight); self.running_var.lerp_(variance * n / (n - 1).clamp(min=1), weight)
+        column = lambda v: v.view(1, -1, 1, 1)
+        return ((wide - column(mean)) * column((variance + self.eps).rsqrt() * self.weight) + column(self.bias)).to(x.dtype)
+
+@contextlib.contextmanager
+def synchronised(network: nn.Module):
+    "While several processes train: batch normalisation over the whole batch. With one process, nothing changes."
+    norms = [m for m in trained_norms(network) if type(m) is nn.BatchNorm2d] if processes()[1] > 1 else []
+    for m in norms: m.__class__ = _SharedBatchNorm
+    try: yield
+    finally:
+        for m in norms: m.__class__ = nn.BatchNorm2d
+
 # %% ../nbs/09_segment.ipynb #5b6aa58a
 def train_segmenter(
     source: FundusSet,                 # images with masks
@@ -353,18 +378,20 @@ def train_segmenter(
         index = draw(len(source), s.batch, seed, b)
         x = [images[index].float() / 255 for images in (source.images, translated) if images is not None]
         x, mask = augment(x, source.masks[index], torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63), **s.augmentation)
-        x, mask = [t.to(device, memory_format=torch.channels_last) for t in x], mask.to(device)
+        x, mask = [share(t).to(device, memory_format=torch.channels_last) for t in x], share(mask).to(device)
+        used = None if keep is None else keep[index]
         x_target = None
         if term is not None:
             (x_target,), _ = augment([shots[draw(len(shots), s.batch, seed + 1, b)].float() / 255], None, torch.Generator().manual_seed((seed * 1_000_003 + b + 1) % 2**63), **s.augmentation)
-            x_target = x_target.to(device, memory_format=torch.channels_last)
+            x_target = share(x_target).to(device, memory_format=torch.channels_last)
         with autocast(device, s.precision == "bf16"):
-            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if keep is None else keep[index], s.align_levels, x_target, term)
+            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if used is None else share(used), s.align_levels, x_target, term)
+        if used is not None and world > 1: parts |= {k: parts[k] * (share(used).sum() * world / used.sum()).item() for k in ("translated", "align") if k in parts}   # a mean over the pairs that are used, of which a process may have more than another
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
-    trained = _Trained(network)
+    trained, world = _Trained(network), processes()[1]
     data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
     if term is not None: data.append(fingerprint(shots))
-    history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
+    with synchronised(network): history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
     if s.statistics == "measured": measure_statistics(network, (x.to(device, memory_format=torch.channels_last) for x in _as_they_are(source.images, translated, keep, s.batch, None if term is None else shots)))
     return Segmenter(network, s, history, dict(seed=seed, data=data, size=source.images.shape[-1], images=len(source)))
 

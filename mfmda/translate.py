@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from .config import InputError, atomic_path, autocast, fingerprint, load_profile, pick_device, read_json, reference_root, write_json
-from .training import draw, fit, gaussian
+from .training import agreed, draw, fit, gaussian, processes, share, together
 from .data import FundusSet, disc_cup, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
@@ -73,8 +73,8 @@ def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings["warmup_lr"])
     key = (key, fingerprint(list(unet.state_dict().values())))
     def step(i):
-        x0 = to_model(flip(images[draw(len(images), 8, seed, i)].float() / 255)).to(device)
-        t, eps = torch.randint(0, 1000, (len(x0),)).to(device), gaussian(x0)
+        x0 = share(to_model(flip(images[draw(len(images), 8, seed, i)].float() / 255))).to(device)
+        t, eps = share(torch.randint(0, 1000, (8,))).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = model(q_sample(x0, t, eps), t, condition=x0)
         return dict(loss=ddpm_loss(eps_hat, eps).mean())
     history = fit(step, settings["warmup_steps"], dict(fusion=model.fusion), optimizer, seed=seed, checkpoint=checkpoint,
@@ -130,13 +130,13 @@ def stage1_direction(data: Stage1, adaptor, index, direction: str = "diaa", stop
 def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int, precision="fp32") -> dict:
     "Eq. 8 for micro-step i: style and content on even ones, fine grain of the target on odd ones."
     b, even, device = settings["batch"], i % 2 == 0, data.device
-    x_T = to_model(flip(data.target[draw(len(data.target), b, seed + 1, i)].float() / 255)).to(device)
-    t = (torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))).to(device)
-    eps = gaussian(x_T)
+    x_T = share(to_model(flip(data.target[draw(len(data.target), b, seed + 1, i)].float() / 255))).to(device)
+    times = torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))
+    t, eps = share(times).to(device), gaussian(x_T)
     heard = lambda x: x if settings["condition"] else None                # without content fusion the network hears no image
     with autocast(device, precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=heard(x_T)), eps)
     if not even: return dict(loss=diffusion.mean() / 5, loss_low=diffusion.mean() / 5)
-    index = draw(len(data.source), b, seed, i // 2)
+    index = share(draw(len(data.source), b, seed, i // 2))
     x_S = to_model(data.source[index].float() / 255).to(device)
     x_t = q_sample(x_S, t, gaussian(x_S))
     with autocast(device, precision == "bf16"): eps_hat = model(x_t, t, condition=heard(x_S))
@@ -145,7 +145,7 @@ def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int,
     consistency = distribution_consistency_loss(data.encoder(generated), data.f_source[index], delta)
     style = style_loss(data.style.gram_matrices(generated), data.target_grams, relative=settings["style_relative"])
     losses = settings["consistency_weight"] * consistency + settings["style_weight"] * style
-    loss = time_weight(t).mean() * losses + (diffusion_weight(t) * diffusion).mean()
+    loss = time_weight(times).mean().item() * losses + (diffusion_weight(t) * diffusion).mean()
     return dict(loss=loss, loss_high=loss, consistency=consistency, style=style, diffusion=diffusion.mean(), gate=gate.mean(),
                 delta_shift=(delta - data.delta_static).norm(dim=1).mean(), dc_floor=(data.delta_static**2).mean())
 
@@ -249,12 +249,16 @@ def translate(
     if recipe["recolour"] == "regions" and discs is None: raise InputError("a recipe with recolour='regions' has to know where discs are; pass discs=, or set recolour='image'.")
     start = recolour(images, shots.float() / 255, seed, *(discs if recipe["recolour"] == "regions" else ())) if recipe["recolour"] else images
     drawn, out = torch.rand(len(images), generator=torch.Generator().manual_seed(seed)) < recipe["redraw"], start.clone()
-    device = device_of(model)
-    for k, part in enumerate(drawn.nonzero()[:, 0].split(batch or (8 if device.type == "cpu" else 64)) if drawn.any() else []):
+    device, (rank, world) = device_of(model), processes(); parts = drawn.nonzero()[:, 0].split(batch or (8 if device.type == "cpu" else 64)) if drawn.any() else []
+    for k, part in list(enumerate(parts))[rank::world]:                       # each process its share
         torch.manual_seed((seed * 1_000_003 + k) % 2**63)
         with autocast(device, precision == "bf16"):
             x = to_image(_reverse(model, to_model(start[part]).to(device), recipe, source_model)).cpu()
         out[part] = colour_map(images[part], x, **recipe["colour_map"]) if recipe["colour_map"] else x
+    if world > 1:
+        mine = torch.zeros_like(out)
+        for part in parts[rank::world]: mine[part] = out[part]
+        out[drawn] = together(mine.to(device)).cpu()[drawn]
     return out
 
 def _reverse(model, x0, recipe, source_model):
@@ -352,11 +356,11 @@ def adapt(
     folder = Path(folder) if folder is not None else None
     key = (key, fingerprint(list(model.state_dict().values())))
     if folder is not None and not (folder/"state.pt").exists():        # a fresh start: scores and models of another run must not be taken for its own
-        for stale in folder.glob("score*.json"): stale.unlink()
+        for stale in folder.glob("score*.json"): stale.unlink(missing_ok=True)
     def score_at(step):
         if score is None: return
         if folder is None: scores.append(dict(step=step) | score(model.eval(), step)); model.train(); return
-        if not (folder/f"score{step}.json").exists():
+        if not agreed((folder/f"score{step}.json").exists()):
             save_fused(model.eval(), folder/f"step{step}")
             write_json(folder/f"score{step}.json", dict(step=step) | score(model, step)); model.train()
     scores = []

@@ -23,9 +23,9 @@ def clone(tmp_path):
     return tmp_path
 
 
-def dry_run(folder, profile, rows="", targets=""):
+def dry_run(folder, profile, rows="", targets="", *options, **config):
     "As the Makefile calls it, with empty `rows` and `targets` unless they are asked for."
-    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", f"profile={profile}", f"rows={rows}", f"targets={targets}"],
+    return subprocess.run([sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", *options, "--config", f"profile={profile}", f"rows={rows}", f"targets={targets}", *(f"{k}={v}" for k, v in config.items())],
                           cwd=folder, capture_output=True, text=True)
 
 
@@ -43,6 +43,20 @@ def test_a_clone_with_committed_results_still_runs_every_step(clone):
     assert run.returncode == 0, run.stderr
     assert "Nothing to be done" not in run.stdout + run.stderr
     assert len(planned(run)) == len(steps)
+
+
+def test_several_processes_share_each_step_but_the_report(clone):
+    run = dry_run(clone, "mini", "", "", "--printshellcmds", processes=2)
+    commands = [line for line in run.stdout.splitlines() + run.stderr.splitlines() if "nproc_per_node" in line or "mfmda.command import main" in line]
+    assert len(commands) == len(plan(load_profile("mini")))
+    assert [("--nproc_per_node 2" in c) for c in commands] == ["step 6_report" not in c for c in commands] and "step 6_report" in commands[-1]
+
+
+def test_the_cluster_profile_plans_every_step_of_every_seed(clone):
+    shutil.copytree(root / "cluster", clone / "cluster")
+    run = dry_run(clone, "paper", "", "", "--profile", "cluster", "--executor", "dryrun")          # the plugin that submits jobs is not installed here
+    assert run.returncode == 0, run.stderr
+    assert len(planned(run)) == len(plan(load_profile("paper"))) and "step_3_translate_seed2_messidor_base2" in planned(run)
 
 
 def test_a_finished_step_is_not_run_again(clone):
