@@ -1,11 +1,12 @@
 # The papermill steps of a profile, and those of further rows, in the order of their files: `snakemake --cores 1 --config profile=mini`.
 # A finished step is not run again; an interrupted one resumes from its checkpoint.
-import sys
+import shutil, sys
 from mfmda.config import InputError, fingerprint, load_profile, settings_of
 from mfmda.pipeline import STEPS, plan
 
 PROFILE = str(config.get("profile", "mini"))
 PROCESSES = int(config.get("processes", 1))   # of each step, under torchrun: one for each GPU
+WHOLE = PROCESSES > 1 or shutil.which("nvidia-smi") or workflow.resource_settings.nodes   # a job has several processes, a GPU or a node of a cluster to itself, and takes all cores
 try:
     SETTINGS = load_profile(PROFILE)
     GRAPH = plan(SETTINGS, rows=str(config.get("rows") or "").split(), targets=str(config.get("targets") or "").split())
@@ -29,14 +30,15 @@ ALONE = SEGMENT[-1] if len(SEGMENT) % workflow.cores == 1 else None   # the last
 
 for key, entry in GRAPH.items():
     step, seed, target, row = key
-    share = workflow.cores if PROCESSES > 1 else max(1, workflow.cores // sum(other in (BESIDE if step in BESIDE else (step,)) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores; one that takes several processes has no other beside it
-    start = f"-m torch.distributed.run --standalone --nproc_per_node {PROCESSES} --no_python {sys.executable}" if PROCESSES > 1 and not step.startswith("6_") else ""
+    share = workflow.cores if WHOLE else max(1, workflow.cores // sum(other in (BESIDE if step in BESIDE else (step,)) for other, *_ in GRAPH))   # jobs that may run at the same time share the cores
     rule:
         name: "_".join(("step", step, f"seed{seed}", target, row)).rstrip("_")
         input: [marker(need) for need in entry["needs"]]
         output: touch(marker(key))
-        params: start=start, options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target))), at_most=workflow.cores if key == ALONE else max(1, workflow.cores // PROCESSES) if PROCESSES > 1 else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
+        params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target)))
+        # not among the params, whose change makes a finished step run again
+        resources: processes=1 if step.startswith("6_") else PROCESSES, at_most=max(1, workflow.cores // PROCESSES) if WHOLE or key == ALONE else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
         threads: share
         priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
         # a second thread wins less than two jobs lose by sharing cores; so more than a share is for a last job, and for the longer of the first steps where too few targets and seeds keep the cores busy
-        shell: "OMP_NUM_THREADS={params.at_most} MKL_NUM_THREADS={params.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} {params.start} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options}"
+        shell: "OMP_NUM_THREADS={resources.at_most} MKL_NUM_THREADS={resources.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options} --processes {resources.processes}"

@@ -9,7 +9,7 @@ __all__ = ['main']
 import argparse, json, os, subprocess, sys
 from pathlib import Path
 from .config import InputError, PROFILES, ROWS, load_profile, own_steps, write_json
-from .pipeline import STEPS, experiments_folder, plan, run_step
+from .pipeline import STEPS, check_processes, experiments_folder, plan, run_step
 
 # %% ../nbs/15_command.ipynb #edad972b
 def _parser():
@@ -20,7 +20,7 @@ def _parser():
     r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--processes", type=int, default=1, help="of each step, under torchrun: one for each GPU"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
-    s.add_argument("--target", default=""); s.add_argument("--row", default="", help="a further row by name"); s.add_argument("--root", default=".")
+    s.add_argument("--target", default=""); s.add_argument("--row", default="", help="a further row by name"); s.add_argument("--root", default="."); s.add_argument("--processes", type=int, default=1, help="under torchrun: one for each GPU")
     commands.add_parser("profiles", help="list the profiles and the further rows")
     a = commands.add_parser("adapt", help="adapt to a new camera: labelled source images, a few unlabelled target images", epilog="example: mfmda adapt --source refuge --target clinic --out run   (refuge/ holds images/ and masks/, clinic/ holds images/)")
     a.add_argument("--source", required=True, help="folder with images/ and masks/"); a.add_argument("--target", required=True, help="folder with images/"); a.add_argument("--out", required=True, help="everything is kept, and resumed from, here")
@@ -33,7 +33,7 @@ def _parser():
     c.add_argument("--rater", type=int, default=1, help="of RIGA+: 1 to 6"); c.add_argument("--votes", type=int, default=3, help="of Drishti-GS1's four raters")
     e = commands.add_parser("estimate", help="how long a profile takes on this machine, before it starts: one step of each stage is measured", epilog="example: mfmda estimate --profile real64 --images 340")
     e.add_argument("--profile", default="mini"); e.add_argument("--images", type=int, default=272, help="labelled source images that are trained on"); e.add_argument("--stages", default="", help="some of them, by name; default: all")
-    e.add_argument("--batch", type=int, help="images at once; default: the profile's"); e.add_argument("--steps", type=int, default=1, help="steps that are timed; more are steadier"); e.add_argument("--out", help="a JSON file for what was measured"); e.add_argument("--json", action="store_true", help="print it as JSON")
+    e.add_argument("--steps", type=int, default=1, help="steps that are timed; more are steadier"); e.add_argument("--out", help="a JSON file for what was measured"); e.add_argument("--json", action="store_true", help="print it as JSON")
     g = commands.add_parser("segment", help="segment a folder of photographs: masks, areas, cup-to-disc ratios, confidence", epilog="example: mfmda segment --model run/segmenter --images photos --out masks")
     g.add_argument("--model", required=True, help="a segmenter's folder"); g.add_argument("--images", required=True, help="a folder of square crops"); g.add_argument("--out", required=True); g.add_argument("--json", action="store_true", help="print the table as JSON")
     return p
@@ -51,7 +51,7 @@ def _profiles(args):
 
 def _reproduce(args):
     profile = str(Path(args.profile).resolve()) if args.profile.endswith(".json") else args.profile   # Snakemake runs in the checkout
-    plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split())   # wrong names are refused here
+    plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split()); check_processes(load_profile(profile), args.processes)   # wrong names and numbers are refused here
     command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", f"processes={args.processes}", *(["--dry-run"] if args.dry_run else [])]
     return min(1, subprocess.run(command, cwd=experiments_folder().parents[1]).returncode)
 
@@ -65,10 +65,14 @@ def _step(args):
         if args.row and args.step not in own_steps(args.row): raise InputError(f"row={args.row!r} has no step {args.step!r} of its own; it has {', '.join(own_steps(args.row))}.")
         takes = {s for s, *_ in known}; wants = sorted({t for s, _, t, _ in known if s == args.step})
         raise InputError(f"step={args.step!r} with target={args.target!r}: expected " + (f"one of the steps {', '.join(STEPS)}." if args.step not in takes else f"target one of {', '.join(map(repr, wants))}."))
+    check_processes(profile, args.processes)
     # the step's own seconds-long check comes before minutes of work: what it needs must be there
     for need in known[key]["needs"]:
         if not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
     output = known[key]["output"].parent/f"{args.step}.ipynb"
+    if args.processes > 1 and "RANK" not in os.environ:
+        again = [sys.executable, "-c", "import sys; from mfmda.command import main; sys.exit(main())", "step", args.step, "--profile", args.profile, "--seed", str(seed), "--target", args.target, "--row", args.row, "--root", args.root]
+        return min(1, subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes), "--no_python", *again]).returncode)
     parameters = dict(profile=args.profile, root=args.root) | ({} if args.step.startswith("6_") else dict(seed=seed)) | (dict(target=args.target) if args.target else {}) | (dict(row=args.row) if args.row else {})
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1
@@ -93,7 +97,7 @@ def _segment(args):
 
 def _estimate(args):
     from mfmda.scale import STAGES, estimate, measure
-    measured = measure(args.profile, args.stages.split() or tuple(STAGES), args.batch, args.steps)
+    measured = measure(args.profile, args.stages.split() or tuple(STAGES), args.steps)
     if args.out: write_json(args.out, measured)
     if args.json: print(json.dumps(measured)); return
     table = estimate(measured, args.images)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'RECIPES', 'DEEP', 'BASE', 'PROFILES', 'OPTIONAL', 'WHOLE', 'ROWS', 'PAIRS', 'LATER', 'InputError',
            'TrainingError', 'mend_torchvision', 'atomic_path', 'is_first', 'wait', 'write_json', 'read_json',
-           'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native', 'autocast',
+           'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native', 'device_name', 'autocast',
            'seed_everything', 'fingerprint', 'file_sha256', 'versions', 'git_commit', 'peak_memory_mb', 'Stopwatch',
            'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row', 'own_steps', 'settings_of',
            'Layout']
@@ -132,6 +132,11 @@ def bf16_is_native(device) -> bool:
     has = getattr(torch.cpu, "get_capabilities", dict)()
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
+def device_name(device) -> str:
+    "What a record calls a device: a GPU's name, or cpu."
+    import torch
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else torch.device(device).type
+
 def autocast(device, enabled: bool):
     "bf16 autocast on a `device` that has it, or nothing: then the run is fp32, and its record says so."
     import torch
@@ -202,7 +207,7 @@ class Stopwatch:
 def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch: Stopwatch, **facts) -> dict:
     "The record that goes beside a step's output; `facts` adds what only that step knows."
     return dict(step=step, params=params, seed=seed, data_fingerprint=data_fingerprint, versions=versions(), commit=git_commit(),
-                machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count(), bf16=bf16_is_native("cpu")),
+                machine=dict(system=platform.system(), processor=platform.machine(), cores=os.cpu_count(), bf16=bf16_is_native(device := pick_device(params.get("device", "auto"))), device=device_name(device), processes=int(os.environ.get("WORLD_SIZE", 1))),
                 wall_s=watch.seconds(), parts_s=watch.parts, peak_memory_mb=peak_memory_mb(), **facts)
 
 # %% ../nbs/00_config.ipynb #b10e34e0
@@ -298,7 +303,7 @@ class Profile:
     ddpm: dict; adapt: dict; recipes: dict; foundation: dict; segment: dict
 
     def __post_init__(self):
-        expected = dict(size=(self.size >= 8, "8 pixels or more"), few_shot=(self.few_shot >= 1, "1 or more"), validation=(0 < self.validation < 1, "a share between 0 and 1"), precision=(self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
+        expected = dict(device=(self.device.partition(":")[0] in ("auto", "cpu", "cuda", "mps"), "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"), ddpm=(self.ddpm["accumulate"] >= 1, "accumulate of 1 or more"), size=(self.size >= 8, "8 pixels or more"), few_shot=(self.few_shot >= 1, "1 or more"), validation=(0 < self.validation < 1, "a share between 0 and 1"), precision=(self.precision in ("fp32", "bf16"), "'fp32' or 'bf16'"),
                         seeds=(self.seeds and len(set(self.seeds)) == len(self.seeds) and all(type(s) is int and s >= 0 for s in self.seeds), "different whole numbers, one or more"), rows=(all(isinstance(row, str) for row in self.rows), "names of further rows"))
         for name, (good, what) in expected.items():
             if not good: raise InputError(f"setting {name!r}: found {getattr(self, name)!r}; expected {what}.")

@@ -300,7 +300,7 @@ def retake_crops(
     pick = sorted(order[start:start + count].tolist())
     images = np.stack([rephotograph(large.images[i].permute(1, 2, 0).numpy(), camera, np.random.default_rng([i, zlib.crc32(camera.encode())])) for i in pick])
     masks = large.masks[pick][:, cut, cut].contiguous()
-    return FundusSet(torch.from_numpy(images).permute(0, 3, 1, 2)[:, :, cut, cut].contiguous(), masks, list(masks.numpy()), [large.ids[i] for i in pick], f"{CROPS[name]}>{camera}")
+    return FundusSet(torch.from_numpy(images).permute(0, 3, 1, 2)[:, :, cut, cut].contiguous(), masks, list(masks.numpy()), [large.ids[i] for i in pick], f"{large.camera}>{camera}")
 
 def load_phantoms(
     camera: str,      # a name of `mfmda.phantom.find_style`
@@ -333,8 +333,7 @@ def load_set(
         try: shares = float(given.pop("from", 0)), float(given.pop("to", 1))
         except ValueError: raise InputError(f"set {spec!r}: from and to are numbers between 0 and 1.") from None
         if kind == "crops" and given: raise InputError(f"set {spec!r}: from and to choose a part of a set as it is; leave out {', '.join(given)}.")
-        rest = "&".join(f"{k}={v}" for k, v in given.items())
-        return cut_out(load_set(f"{kind}:{name}{'?' + rest if rest else ''}", size), *shares)
+        return cut_out(load_crops(name, size) if kind == "crops" else load_folder(Path(name).expanduser(), size, **given), *shares)
     if kind == "folder": return load_folder(Path(name).expanduser(), size, **given)
     try: given = {key: value if key == "camera" else float(value) if key == "zoom" else int(value) for key, value in given.items()}
     except ValueError: raise InputError(f"set {spec!r}: seed, start, count and largest are whole numbers, zoom is a number.") from None

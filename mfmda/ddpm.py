@@ -104,14 +104,14 @@ def train_ddpm(
     "Train ε_θ on `images` with Eq. 2."
     torch.manual_seed(seed); device = pick_device(device)
     unet = build_unet(images.shape[-1], settings["channels"]).to(device)
-    ema, n = MovingAverage(unet, settings["ema"]), len(images)
+    ema, n, accumulate = MovingAverage(unet, settings["ema"]), len(images), settings.get("accumulate", 1)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.)
     def step(i):
         x0 = share(to_model(flip(images[draw(n, settings["batch"], seed, i)].float() / 255))).to(device)
         t, eps = share(torch.randint(0, 1000, (settings["batch"],))).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = unet(q_sample(x0, t, eps), t).sample
-        return dict(loss=ddpm_loss(eps_hat, eps, settings["loss"]).mean())
-    history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema, accumulate=settings.get("accumulate", 1),
+        return dict(loss=ddpm_loss(eps_hat, eps, settings["loss"]).mean() / accumulate)   # `fit` adds the gradients of micro-steps up
+    history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema, accumulate=accumulate,
                   checkpoint=checkpoint, key=(key, settings, precision), label=label)
     return ema.average, history
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'RIVALS', 'Source', 'Target', 'load_source', 'load_target', 'experiments_folder', 'run_step',
            'segment_settings', 'new_mfm', 'same_eyes', 'new_unet', 'foundation_weights', 'train_foundation',
-           'train_row', 'per_image_rows', 'plan']
+           'train_row', 'per_image_rows', 'plan', 'check_processes']
 
 # %% ../nbs/13_pipeline.ipynb #1685017f
 import os, sys
@@ -193,3 +193,10 @@ def plan(
     report = "6_generation" if unlabelled else "6_report"
     out[report, profile.seeds[0], "", ""] = dict(needs=list(out), output=layout.report()/f"{report}.ipynb")   # under runs/: committed figures do not mean that this machine ran
     return out
+
+def check_processes(profile: Profile, processes: int):
+    "`InputError` unless every batch that processes share can be divided by their number."
+    if processes < 1: raise InputError(f"processes={processes}: expected 1 or more.")
+    shared = dict(ddpm=profile.ddpm["batch"], adapt=profile.adapt["batch"], segment=profile.segment["batch"], fusion=8)
+    for name, batch in shared.items():
+        if batch % processes: raise InputError(f"processes={processes}: the batch of {name} ({batch}{', which is fixed' if name == 'fusion' else ''}) cannot be divided by it; choose another number{'' if name == 'fusion' else f', or another batch with a profile of your own ({name}.batch)'}.")

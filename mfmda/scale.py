@@ -8,27 +8,29 @@ __all__ = ['STAGES', 'ROWS_TUNED', 'step_at', 'measure', 'estimate']
 # %% ../nbs/17_scale.ipynb #97d04a16
 import json, os, platform, subprocess, sys, time
 from pathlib import Path
-from .config import InputError, Profile, git_commit, load_profile, peak_memory_mb, pick_device, versions
+from .config import BASE, InputError, Profile, find_row, git_commit, load_profile, own_steps, peak_memory_mb, pick_device, versions, weights_file
 
 # %% ../nbs/17_scale.ipynb #ff755c4d
 STAGES = dict(source_ddpm="source DDPM, a batch (Eq. 2)", fusion="content fusion, a step", adaptation="adaptation, an update of two micro-steps (Eq. 8)", translation_paper="translation of an image, the paper's recipe", translation_default="translation of an image, the default recipe", segmentation="stage 2, a step (Eq. 12)")
 
 def _f(p):
-    "The profile's encoder; where its weights are not here, the same network untrained."
+    "The profile's encoder; CLIP whose weights are not here, untrained."
     from mfmda.encoders import FrozenEncoder, load_encoder
-    try: return load_encoder(p.adapt["encoder"], p.adapt["encoder_size"])
-    except InputError:
-        import open_clip
-        net = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu")).visual
-        return FrozenEncoder(net, "clip, untrained", net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, {}, "bicubic")
+    name = p.adapt["encoder"]
+    if name.startswith("clip:"):
+        try: weights_file(name.removeprefix("clip:"))
+        except InputError:
+            import open_clip
+            net = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu")).visual
+            return FrozenEncoder(net, "clip, untrained", net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, {}, "bicubic")
+    return load_encoder(name, p.adapt["encoder_size"])
 
 def step_at(
     p: Profile,
     stage: str,        # a name of `STAGES`
     device,            # a torch device
-    batch: int | None = None,  # images at once; None: the profile's
 ):                     # n -> does n steps; and how many numbers the trained network has
-    "A training (or, for a translation, n images that are drawn anew) at the sizes of a profile."
+    "A training (or, for a translation, n images that are drawn anew, all at once) at the sizes of a profile."
     import torch
     from mfmda.data import load_phantoms
     from mfmda.ddpm import build_unet, train_ddpm
@@ -37,13 +39,13 @@ def step_at(
     count = lambda module: sum(v.numel() for v in module.parameters())
     unet = build_unet(p.size, p.ddpm["channels"])
     if stage == "source_ddpm":
-        s, images = p.ddpm | dict(accumulate=1) | (dict(batch=batch) if batch else {}), eyes(batch or p.ddpm["batch"]).images
+        s, images = p.ddpm | dict(accumulate=1), eyes(p.ddpm["batch"]).images
         return lambda n: train_ddpm(images, s | dict(steps=n), precision=p.precision, device=device), count(unet)
     if stage == "segmentation":
         from mfmda.pipeline import new_mfm, segment_settings
         from mfmda.segment import train_segmenter
         import dataclasses
-        name, s = p.foundation["candidates"][0], segment_settings(p); s = dataclasses.replace(s, batch=batch or s.batch); source = eyes(s.batch)
+        name, s = p.foundation["candidates"][0], dataclasses.replace(segment_settings(p), statistics="running"); source = eyes(s.batch)   # measuring statistics is no part of a step
         weights = None if name == "efficientnet_lite0" else "random"
         return lambda n: train_segmenter(source, source.images.flip(1), new_mfm(p, name, weights, 0), dataclasses.replace(s, steps=n), device=str(device)), count(new_mfm(p, name, weights, 0))
     from mfmda.encoders import load_style
@@ -52,34 +54,41 @@ def step_at(
         images = eyes(8).images
         return lambda n: warm_up_fusion(unet, images, dict(warmup_steps=n, warmup_lr=1e-4), precision=p.precision, device=device), count(unet)
     if stage == "adaptation":
-        a = p.adapt | dict(score_every=10**9) | (dict(batch=batch) if batch else {})
+        a = p.adapt | dict(score_every=10**9)
         data = Stage1.prepare(eyes(a["batch"]).images, eyes(p.few_shot).images.flip(1), _f(p), load_style(a["style"]), device)
         return lambda n: adapt(FusedUNet(unet), data, a | dict(steps=n), precision=p.precision), count(FusedUNet(unet))
     fused, source = FusedUNet(unet).to(device).eval(), eyes(1); discs = source.masks > 0
     recipe = p.recipes[stage.partition("_")[2]] | dict(redraw=1.)
-    return lambda n: translate(fused, source.float_images().repeat(n, 1, 1, 1), recipe, source_model=fused, precision=p.precision, shots=source.images, discs=(discs.repeat(n, 1, 1), discs)), count(fused)
+    return lambda n: translate(fused, source.float_images().repeat(n, 1, 1, 1), recipe, source_model=fused, batch=n, precision=p.precision, shots=source.images, discs=(discs.repeat(n, 1, 1), discs)), count(fused)
 
 # %% ../nbs/17_scale.ipynb #6172712a
-def _measure(profile, stage, batch, steps, device):
-    "In a fresh process: cost of one step."
+def _measure(profile, stage, steps, device):
+    "In a fresh process: cost of one step, or of one image of a batch that is translated."
     import contextlib, io, torch
     from torch.utils.flop_counter import FlopCounterMode
     p, device = load_profile(profile), pick_device(device); quiet = contextlib.redirect_stdout(io.StringIO())
-    run, numbers = step_at(p, stage, device, batch)
+    run, numbers = step_at(p, stage, device)
     def seconds(n):
         with quiet:
             start = time.perf_counter(); run(n)
             if device.type == "cuda": torch.cuda.synchronize()
         return time.perf_counter() - start
-    with FlopCounterMode(display=False) as flops, quiet: run(1)
-    once = seconds(1)
-    took = (seconds(1 + steps) - once) / steps
+    def flops(n):
+        with FlopCounterMode(display=False) as counted, quiet: run(n)
+        return counted.get_total_flops()
+    if stage.startswith("translation"):
+        work, images = flops(1), 8 if device.type == "cpu" else 64          # as many at once as `translate` takes; building nothing, it needs no difference
+        took = seconds(images) / images
+    else:
+        one = flops(1); work, once = flops(2) - one, seconds(1)
+        took = (seconds(1 + steps) - once) / steps
+        if took <= 0: raise InputError(f"stage {stage!r}: {steps} steps are too few to be timed beside {once:.1f} s of preparation; give more steps.")
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else peak_memory_mb()
-    return dict(stage=stage, seconds=took, tflop=flops.get_total_flops() / 1e12, memory_mb=round(memory, 1), parameters_million=numbers / 1e6, batch=batch, steps_timed=steps)
+    return dict(stage=stage, seconds=took, tflop=work / 1e12, memory_mb=round(memory, 1), parameters_million=numbers / 1e6, steps_timed=steps)
 
 def measure(
     profile: str,                # a name of `config.PROFILES`, or a JSON file
-    stages=tuple(STAGES), batch: int | None = None, steps: int = 1, device: str = "auto",
+    stages=tuple(STAGES), steps: int = 1, device: str = "auto",
 ) -> dict:                       # profile, device, versions, commit, and for each stage seconds, tflop, memory_mb of one step
     "Measure one step of each stage on this machine; `InputError` for a stage that does not exist."
     import torch
@@ -89,14 +98,14 @@ def measure(
     if steps < 1: raise InputError(f"steps={steps}: expected 1 or more.")
     found = []
     for stage in stages:
-        child = subprocess.run([sys.executable, "-c", "import json, sys; from mfmda.scale import _measure; print(json.dumps(_measure(*json.loads(sys.argv[1]))))", json.dumps([str(profile), stage, batch, steps, device])], capture_output=True, text=True)
-        if child.returncode: raise InputError(f"stage {stage!r} of profile {p.name!r} cannot be measured here ({' '.join(child.stderr.split())[-300:]}); with too little memory, give a smaller batch.")
+        child = subprocess.run([sys.executable, "-c", "import json, sys; from mfmda.scale import _measure; print(json.dumps(_measure(*json.loads(sys.argv[1]))))", json.dumps([str(profile), stage, steps, device])], capture_output=True, text=True)
+        if child.returncode: raise InputError(f"stage {stage!r} of profile {p.name!r} cannot be measured here ({' '.join(child.stderr.split())[-300:]}).")
         found.append(json.loads(child.stdout.splitlines()[-1]))
     chosen = pick_device(device)
     return dict(profile=p.name, settings=p.to_dict(), device=torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{os.cpu_count()} cores of {platform.machine()}", threads=torch.get_num_threads(), stages=found, versions=versions(), commit=git_commit())
 
 # %% ../nbs/17_scale.ipynb #3e60d17e
-ROWS_TUNED = 5   # of Table 1 for each target: Reinhard, FDA, the paper's translation, the default one, the oracle; besides, once a seed: source only, U-Net and the anatomy scorer
+ROWS_TUNED = 5   # of Table 1 for each target: Reinhard, FDA, the paper's translation, the default one, the oracle; besides, once a seed: each candidate, the U-Net and the anatomy scorer
 
 def estimate(
     measured: dict,          # of `measure`
@@ -105,12 +114,15 @@ def estimate(
 ):                           # a pandas DataFrame, one line a stage: how often, hours, memory, disk
     "Hours of each stage for one seed."
     import pandas as pd
-    p = measured["settings"]; targets, lines = len(p["targets"]), []
-    times = dict(source_ddpm=p["ddpm"]["steps"] * p["ddpm"]["accumulate"], fusion=p["adapt"]["warmup_steps"], adaptation=p["adapt"]["steps"] * targets, **{f"translation_{name}": images * targets * recipe["redraw"] for name, recipe in p["recipes"].items()},
-                 segmentation=p["segment"]["steps"] * (3 * (p["segment"]["optimisation"] == "three_steps") or 1) * (3 + ROWS_TUNED * targets))
+    p, lines = measured["settings"], []; targets, rows = len(p["targets"]), p["rows"]
+    adapted = targets * (1 + sum("2_adapt" in own_steps(r) for r in rows)); per = [targets * (1 + sum("3_translate" in own_steps(r) and find_row(r)["pairs"] == name for r in rows)) for name in p["recipes"]]
+    scored = adapted * p["adapt"]["score_images"] * (p["adapt"]["steps"] // p["adapt"]["score_every"] + 1)
+    times = dict(source_ddpm=p["ddpm"]["steps"] * p["ddpm"]["accumulate"], fusion=p["adapt"]["warmup_steps"], adaptation=p["adapt"]["steps"] * adapted,
+                 **{f"translation_{name}": images * k * recipe["redraw"] + (scored if name == "default" else 0) for k, (name, recipe) in zip(per, p["recipes"].items())},
+                 segmentation=p["segment"]["steps"] * (2 + len(p["foundation"]["candidates"]) + (ROWS_TUNED + len(rows)) * targets))
     for s in measured["stages"]:
         n = times[s["stage"]]; hours = n * (s["tflop"] / tflops if tflops else s["seconds"]) / 3600
-        copies = dict(source_ddpm=4, fusion=1, adaptation=4 + p["adapt"]["steps"] // p["adapt"]["score_every"]).get(s["stage"], 0)   # weights, moving average, two of Adam; and the scored steps
-        lines.append({"stage": STAGES[s["stage"]], "seconds each": s["seconds"] if not tflops else s["tflop"] / tflops, "TFLOP each": s["tflop"], "how often": n, "hours": hours, "memory, GB": s["memory_mb"] / 1024,
-                      "disk, GB": copies * s["parameters_million"] * 4e6 * (targets if s["stage"] == "adaptation" else 1) / 2**30})
+        # weights, moving average and two of Adam; the scored steps of each adaptation; a foundation whose weights no package brings is kept with each segmenter
+        kept = dict(source_ddpm=4, fusion=1, adaptation=adapted * (4 + p["adapt"]["steps"] // p["adapt"]["score_every"]), segmentation=(1 + (ROWS_TUNED + len(rows)) * targets) if p["foundation"]["weights"] else 0).get(s["stage"], 0)
+        lines.append({"stage": STAGES[s["stage"]], "seconds each": s["seconds"] if not tflops else s["tflop"] / tflops, "TFLOP each": s["tflop"], "how often": n, "hours": hours, "memory, GB": s["memory_mb"] / 1024, "disk, GB": kept * s["parameters_million"] * 4e6 / 2**30})
     return pd.DataFrame(lines).set_index("stage")

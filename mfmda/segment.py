@@ -182,7 +182,7 @@ class Segmenter:
         return Path(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, network: nn.Module | None = None) -> "Segmenter":
+    def from_pretrained(cls, folder: str | Path, network: nn.Module | None = None, device: str = "cpu") -> "Segmenter":
         "Read a folder; a network that is not a `SegmentationModel` has to be given, with its architecture. Raises `InputError` for what is missing, damaged or of another network."
         folder = Path(folder)
         config = read_json(folder/"config.json")
@@ -191,7 +191,7 @@ class Segmenter:
         elif network is None: raise InputError(f"{folder}: holds a network without a foundation; give from_pretrained its untrained network=.")
         else: _fill(network, folder/"network.safetensors")
         settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
-        return cls(network, settings, config["history"], config["facts"])
+        return cls(network.to(pick_device(device)), settings, config["history"], config["facts"])
 
 # %% ../nbs/09_segment.ipynb #b039051c
 def _tensors(module): return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -331,7 +331,7 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         from torch.distributed.nn.functional import all_reduce
         wide, c = x.float(), x.shape[1]
         sums = all_reduce(torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), wide.new_tensor([x.numel() / c])]))   # with the number of pixels, as a share may hold more pairs than another
-        n = sums[-1].detach(); mean, variance = sums[:c] / n, sums[c:-1] / n - (sums[:c] / n).square()
+        n = sums[-1].detach(); mean = sums[:c] / n; variance = (sums[c:-1] / n - mean.square()).clamp(min=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             weight = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
@@ -342,7 +342,9 @@ class _SharedBatchNorm(nn.BatchNorm2d):
 @contextlib.contextmanager
 def synchronised(network: nn.Module):
     "While several processes train: batch normalisation over the whole batch. With one process, nothing changes."
-    norms = [m for m in trained_norms(network) if type(m) is nn.BatchNorm2d] if processes()[1] > 1 else []
+    norms = trained_norms(network) if processes()[1] > 1 else []
+    for m in norms:
+        if type(m) is not nn.BatchNorm2d: raise InputError(f"{type(m).__name__}: its statistics cannot be shared by several processes; expected a BatchNorm2d: train this network with one process (row `full` and others that train all weights).")
     for m in norms: m.__class__ = _SharedBatchNorm
     try: yield
     finally:
@@ -389,6 +391,7 @@ def train_segmenter(
         if used is not None and world > 1: parts |= {k: parts[k] * (share(used).sum() * world / used.sum()).item() for k in ("translated", "align") if k in parts}   # a mean over the pairs that are used, of which a process may have more than another
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
     trained, world = _Trained(network), processes()[1]
+    if three and world > 1: raise InputError("optimisation='three_steps': takes its turns by what a share of the batch holds, which several processes may see differently; train it with one process.")
     data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
     if term is not None: data.append(fingerprint(shots))
     with synchronised(network): history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)

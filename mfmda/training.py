@@ -36,6 +36,7 @@ def processes() -> tuple[int, int]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1: return 0, 1
     if not torch.distributed.is_initialized():
         from accelerate import PartialState
+        if torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count(): raise InputError(f"processes: {os.environ['LOCAL_WORLD_SIZE']} of them, but {torch.cuda.device_count()} GPUs; start one for each.")
         PartialState(cpu=not torch.cuda.is_available())
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

@@ -19,7 +19,7 @@ settings = ConfigParser(delimiters=["="], interpolation=None)
 settings.read(root / "settings.ini")
 cfg = settings["DEFAULT"]
 modules = sorted((root / "mfmda").glob("[!_]*.py"))
-rooms = "config phantom data ddpm encoders adaptor translate foundation alignment segment metrics baselines report pipeline adapt datasets command".split()
+rooms = "config phantom data ddpm encoders adaptor translate foundation alignment segment metrics baselines report pipeline adapt datasets scale command".split()
 
 
 def requirements(key):

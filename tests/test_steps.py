@@ -47,9 +47,9 @@ def test_a_clone_with_committed_results_still_runs_every_step(clone):
 
 def test_several_processes_share_each_step_but_the_report(clone):
     run = dry_run(clone, "mini", "", "", "--printshellcmds", processes=2)
-    commands = [line for line in run.stdout.splitlines() + run.stderr.splitlines() if "nproc_per_node" in line or "mfmda.command import main" in line]
+    commands = [line for line in run.stdout.splitlines() + run.stderr.splitlines() if "mfmda.command import main" in line]
     assert len(commands) == len(plan(load_profile("mini")))
-    assert [("--nproc_per_node 2" in c) for c in commands] == ["step 6_report" not in c for c in commands] and "step 6_report" in commands[-1]
+    assert [c.endswith("--processes 2") for c in commands] == ["step 6_report" not in c for c in commands] and "step 6_report" in commands[-1]
 
 
 def test_the_cluster_profile_plans_every_step_of_every_seed(clone):
@@ -113,3 +113,16 @@ def test_a_target_without_masks_is_translated_to_and_reported(tmp_path):
     table = (figures / "table4.md").read_text()
     assert "| clinic (10 shots) | default recipe |" in table and "Dice of a source-trained scorer" in table
     assert read_json(figures / "run.json")["targets"] == ["clinic"]
+
+
+def test_more_cores_do_not_run_a_finished_step_again(clone):
+    steps = plan(load_profile("mini"), clone)
+    command = [sys.executable, "-m", "snakemake", "--config", "profile=mini", "rows=", "targets="]
+    assert subprocess.run([*command, "--cores", "1", "--touch"], cwd=clone, capture_output=True).returncode == 0
+    for entry in steps.values():
+        marker = Path(f"{entry['output']}.done")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    subprocess.run([*command, "--cores", "1", "--touch"], cwd=clone, capture_output=True, check=True)          # takes note of each step as done with one core
+    run = subprocess.run([*command, "--cores", "2", "--dry-run"], cwd=clone, capture_output=True, text=True)
+    assert "Nothing to be done" in run.stdout + run.stderr and not planned(run), run.stdout[-2000:]
