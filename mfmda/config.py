@@ -190,6 +190,8 @@ def peak_memory_mb() -> float:
     "Peak resident memory of this process in MiB (0 where the system does not tell)."
     try: import resource
     except ImportError: return 0.
+    status = Path("/proc/self/status")
+    if status.exists(): return round(int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10, 1)   # Linux's ru_maxrss begins with that of the process that started this one
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
