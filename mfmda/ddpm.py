@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
 from safetensors.torch import save_file, load_file
-from .config import InputError, atomic_path, autocast, mend_torchvision, pick_device, reference_root, load_profile
+from .config import InputError, atomic_path, autocast, device_of, mend_torchvision, pick_device, reference_root, load_profile
 from .training import MovingAverage, draw, fit, gaussian, share, warmup_cosine
 mend_torchvision()
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -141,7 +141,7 @@ def ddim_step(x_t, eps, t: int, s: int, eta: float = 0., noise=None, clip: bool 
         x0 = x0.clamp(-1, 1); eps = (x_t - math.sqrt(a_t) * x0) / math.sqrt(1 - a_t)
     sigma = eta * math.sqrt(max((1 - a_s) / (1 - a_t) * (1 - a_t / a_s), 0.)) if eta else 0.
     x_s = math.sqrt(a_s) * x0 + math.sqrt(max(1 - a_s - sigma**2, 0.)) * eps
-    return x_s + sigma * (torch.randn_like(x_t) if noise is None else noise) if sigma else x_s
+    return x_s + sigma * (gaussian(x_t) if noise is None else noise) if sigma else x_s
 
 def ddim_times(start: int, steps: int) -> list[tuple[int, int]]:
     "Pairs (t, s) of `steps` equal jumps from `start` down to a clean image (s = −1)."
@@ -152,7 +152,7 @@ def ddim_times(start: int, steps: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def sample(unet, n: int, steps: int = 25, seed: int = 0, eta: float = 0.) -> torch.Tensor:  # (n, 3, S, S) in [0, 1]
     "New images from noise, deterministic per seed."
-    g, size, device = torch.Generator().manual_seed(seed), unet.config.sample_size, next(unet.parameters()).device
+    g, size, device = torch.Generator().manual_seed(seed), unet.config.sample_size, device_of(unet)
     noise = lambda: torch.randn(n, 3, size, size, generator=g).to(device)
     x = noise()
     for t, s in ddim_times(999, steps):

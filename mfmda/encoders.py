@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLIP_HELP', 'IMAGENET_MEAN', 'IMAGENET_STD', 'VGG_STAGES', 'ImageEncoder', 'check_images', 'load_tensors',
            'flat_tensors', 'package_file', 'weights_origin', 'match_by_order', 'efficientnet_state_dict',
-           'FrozenEncoder', 'efficientnet_encoder', 'device_of', 'encode_all', 'clip_encoder', 'load_encoder', 'gram',
+           'FrozenEncoder', 'efficientnet_encoder', 'encode_all', 'clip_encoder', 'load_encoder', 'gram',
            'GramFeatures', 'Stages', 'vgg_stage', 'vgg_convolutions', 'StyleFeatures', 'EfficientNetStyle',
            'load_style', 'style_loss', 'PerceptualDistance', 'perceptual_distance']
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import InputError, file_sha256, mend_torchvision, weights_file
+from .config import InputError, device_of, file_sha256, mend_torchvision, weights_file
 
 mend_torchvision()
 import timm
@@ -182,11 +182,6 @@ def efficientnet_encoder(
                          weights_origin(file, "" if path else package))
 
 # %% ../nbs/04_encoders.ipynb #b459ca75
-def device_of(module) -> torch.device:
-    "Where a network's tensors are; the CPU for one that has none."
-    held = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
-    return held[0].device if held else torch.device("cpu")
-
 @torch.no_grad()
 def encode_all(
     encoder: ImageEncoder, # the frozen f(·)
@@ -204,21 +199,25 @@ CLIP_HELP = ("download open_clip_model.safetensors of the hub repository timm/vi
 
 
 def clip_encoder(
-    path: str | Path, # open_clip weights, .safetensors or plain tensors, keys `visual.…`
+    path: str | Path | None, # open_clip weights, .safetensors or plain tensors, keys `visual.…`; None: untrained, to see what it costs
     architecture: str = "ViT-B-32-quickgelu", # an open_clip configuration
 ) -> FrozenEncoder: # dim 512 for ViT-B/32; features not L2-normalised
     "CLIP's image tower as f(·), the paper's choice; `InputError` when the file is missing or does not fit."
     try: import open_clip
     except ImportError as err: raise InputError("encoder clip: open_clip is not installed; `pip install open_clip_torch`.") from err
+    net = open_clip.CLIP(**open_clip.get_model_config(architecture)).visual
+    if path is None: return _clip(net, "clip, untrained", {})
     if not Path(path).is_file(): raise InputError(f"{path}: no CLIP weights there; {CLIP_HELP}.")
     tower = {k.removeprefix("visual."): v for k, v in load_tensors(path).items() if k.startswith("visual.")}
     if not tower: raise InputError(f"{path}: no tensor is named visual.…, expected open_clip weights; {CLIP_HELP}.")
-    net = open_clip.CLIP(**open_clip.get_model_config(architecture)).visual
     try: net.load_state_dict(tower)
     except RuntimeError as err:
         raise InputError(f"{path}: does not fit {architecture} ({str(err).splitlines()[1].strip()[:120]}); {CLIP_HELP}.") from err
-    return FrozenEncoder(net, "clip", net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN,
-                         open_clip.OPENAI_DATASET_STD, dict(weights_origin(path), architecture=architecture), "bicubic")
+    return _clip(net, "clip", dict(weights_origin(path), architecture=architecture))
+
+def _clip(net, name, origin):
+    import open_clip
+    return FrozenEncoder(net, name, net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, origin, "bicubic")
 
 # %% ../nbs/04_encoders.ipynb #e654184f
 def load_encoder(

@@ -11,7 +11,7 @@ __all__ = ['STEPS', 'RIVALS', 'Source', 'Target', 'load_source', 'load_target', 
 import os, sys
 from dataclasses import dataclass
 from pathlib import Path
-from .config import InputError, Layout, Profile, find_row, is_first, load_profile, own_steps, read_json, weights_file, write_json
+from .config import FUSION_BATCH, InputError, Layout, Profile, find_row, is_first, load_profile, own_steps, read_json, weights_file, write_json
 
 # %% ../nbs/13_pipeline.ipynb #1b033237
 # what needs torch is imported where it is used: the process that only starts a notebook does not wait for it
@@ -197,6 +197,6 @@ def plan(
 def check_processes(profile: Profile, processes: int):
     "`InputError` unless every batch that processes share can be divided by their number."
     if processes < 1: raise InputError(f"processes={processes}: expected 1 or more.")
-    shared = dict(ddpm=profile.ddpm["batch"], adapt=profile.adapt["batch"], segment=profile.segment["batch"], fusion=8)
+    shared = dict(ddpm=profile.ddpm["batch"], adapt=profile.adapt["batch"], segment=profile.segment["batch"], fusion=FUSION_BATCH)
     for name, batch in shared.items():
         if batch % processes: raise InputError(f"processes={processes}: the batch of {name} ({batch}{', which is fixed' if name == 'fusion' else ''}) cannot be divided by it; choose another number{'' if name == 'fusion' else f', or another batch with a profile of your own ({name}.batch)'}.")

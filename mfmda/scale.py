@@ -6,23 +6,21 @@
 __all__ = ['STAGES', 'ROWS_TUNED', 'step_at', 'measure', 'estimate']
 
 # %% ../nbs/17_scale.ipynb #97d04a16
-import json, os, platform, subprocess, sys, time
+import dataclasses, json, os, platform, subprocess, sys, time
 from pathlib import Path
-from .config import BASE, InputError, Profile, find_row, git_commit, load_profile, own_steps, peak_memory_mb, pick_device, versions, weights_file
+from .config import FUSION_BATCH, InputError, Profile, device_name, find_row, git_commit, load_profile, own_steps, peak_memory_mb, pick_device, versions, weights_file
+from .pipeline import RIVALS
 
 # %% ../nbs/17_scale.ipynb #ff755c4d
 STAGES = dict(source_ddpm="source DDPM, a batch (Eq. 2)", fusion="content fusion, a step", adaptation="adaptation, an update of two micro-steps (Eq. 8)", translation_paper="translation of an image, the paper's recipe", translation_default="translation of an image, the default recipe", segmentation="stage 2, a step (Eq. 12)")
 
 def _f(p):
     "The profile's encoder; CLIP whose weights are not here, untrained."
-    from mfmda.encoders import FrozenEncoder, load_encoder
+    from mfmda.encoders import clip_encoder, load_encoder
     name = p.adapt["encoder"]
     if name.startswith("clip:"):
         try: weights_file(name.removeprefix("clip:"))
-        except InputError:
-            import open_clip
-            net = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32-quickgelu")).visual
-            return FrozenEncoder(net, "clip, untrained", net.output_dim, net.image_size[0], open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, {}, "bicubic")
+        except InputError: return clip_encoder(None)
     return load_encoder(name, p.adapt["encoder_size"])
 
 def step_at(
@@ -44,14 +42,13 @@ def step_at(
     if stage == "segmentation":
         from mfmda.pipeline import new_mfm, segment_settings
         from mfmda.segment import train_segmenter
-        import dataclasses
         name, s = p.foundation["candidates"][0], dataclasses.replace(segment_settings(p), statistics="running"); source = eyes(s.batch)   # measuring statistics is no part of a step
         weights = None if name == "efficientnet_lite0" else "random"
         return lambda n: train_segmenter(source, source.images.flip(1), new_mfm(p, name, weights, 0), dataclasses.replace(s, steps=n), device=str(device)), count(new_mfm(p, name, weights, 0))
     from mfmda.encoders import load_style
     from mfmda.translate import FusedUNet, Stage1, adapt, translate, warm_up_fusion
     if stage == "fusion":
-        images = eyes(8).images
+        images = eyes(FUSION_BATCH).images
         return lambda n: warm_up_fusion(unet, images, dict(warmup_steps=n, warmup_lr=1e-4), precision=p.precision, device=device), count(unet)
     if stage == "adaptation":
         a = p.adapt | dict(score_every=10**9)
@@ -102,10 +99,10 @@ def measure(
         if child.returncode: raise InputError(f"stage {stage!r} of profile {p.name!r} cannot be measured here ({' '.join(child.stderr.split())[-300:]}).")
         found.append(json.loads(child.stdout.splitlines()[-1]))
     chosen = pick_device(device)
-    return dict(profile=p.name, settings=p.to_dict(), device=torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"{os.cpu_count()} cores of {platform.machine()}", threads=torch.get_num_threads(), stages=found, versions=versions(), commit=git_commit())
+    return dict(profile=p.name, settings=p.to_dict(), device=device_name(chosen) if chosen.type == "cuda" else f"{os.cpu_count()} cores of {platform.machine()}", threads=torch.get_num_threads(), stages=found, versions=versions(), commit=git_commit())
 
 # %% ../nbs/17_scale.ipynb #3e60d17e
-ROWS_TUNED = 5   # of Table 1 for each target: Reinhard, FDA, the paper's translation, the default one, the oracle; besides, once a seed: each candidate, the U-Net and the anatomy scorer
+ROWS_TUNED = len(RIVALS) + 2   # of Table 1 for each target: the rivals with the oracle, and both translations; besides, once a seed: each candidate, the U-Net and the anatomy scorer
 
 def estimate(
     measured: dict,          # of `measure`

@@ -17,12 +17,12 @@ from torch import nn
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from .config import InputError, atomic_path, autocast, fingerprint, load_profile, pick_device, read_json, reference_root, write_json
+from .config import FUSION_BATCH, InputError, atomic_path, autocast, device_of, fingerprint, load_profile, pick_device, read_json, reference_root, write_json
 from .training import agreed, draw, fit, gaussian, processes, share, together
 from .data import FundusSet, disc_cup, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
-from .encoders import device_of, encode_all, style_loss
+from .encoders import encode_all, style_loss
 from .adaptor import DynamicInstanceAwareAdaptor, distribution_consistency_loss, leave_out_target_distance, static_direction, target_distance
 
 # %% ../nbs/06_translate.ipynb #af073f3e
@@ -73,8 +73,8 @@ def warm_up_fusion(unet, images: torch.Tensor, settings: dict, seed=0, precision
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings["warmup_lr"])
     key = (key, fingerprint(list(unet.state_dict().values())))
     def step(i):
-        x0 = share(to_model(flip(images[draw(len(images), 8, seed, i)].float() / 255))).to(device)
-        t, eps = share(torch.randint(0, 1000, (8,))).to(device), gaussian(x0)
+        x0 = share(to_model(flip(images[draw(len(images), FUSION_BATCH, seed, i)].float() / 255))).to(device)
+        t, eps = share(torch.randint(0, 1000, (FUSION_BATCH,))).to(device), gaussian(x0)
         with autocast(device, precision == "bf16"): eps_hat = model(q_sample(x0, t, eps), t, condition=x0)
         return dict(loss=ddpm_loss(eps_hat, eps).mean())
     history = fit(step, settings["warmup_steps"], dict(fusion=model.fusion), optimizer, seed=seed, checkpoint=checkpoint,
@@ -272,7 +272,7 @@ def _reverse(model, x0, recipe, source_model):
             y = q_sample(x0, at, gaussian(x0))
             at, both, condition = at.repeat(2), torch.cat([x, y]), x0.repeat(2, 1, 1, 1)
         eps = model(both, at, condition=condition if recipe["condition"] else None).float()
-        moved = ddim_step(both, eps, t, s, recipe["eta"], gaussian(both) if recipe["eta"] else None)
+        moved = ddim_step(both, eps, t, s, recipe["eta"])
         x = moved[:n]
         if guided: x = x - low_pass(x, recipe["guidance"]) + low_pass(moved[n:], recipe["guidance"])
     return x
