@@ -8,7 +8,7 @@ __all__ = ['PACKAGES', 'RECIPES', 'FUSION_BATCH', 'DEEP', 'BASE', 'PROFILES', 'O
            'read_json', 'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native', 'device_of',
            'device_name', 'autocast', 'seed_everything', 'fingerprint', 'file_sha256', 'versions', 'git_commit',
            'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row',
-           'own_steps', 'settings_of', 'Layout']
+           'own_steps', 'without_low_memory', 'settings_of', 'Layout']
 
 # %% ../nbs/00_config.ipynb #30619b69
 import contextlib, dataclasses, hashlib, importlib.metadata, itertools, json, math, os, platform, random, subprocess, sys, tempfile, time
@@ -227,12 +227,12 @@ FUSION_BATCH = 8   # of content fusion's warm-up, as in the released code
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
 BASE = dict(
     size=48, seeds=[0], rows=[], few_shot=10, validation=.15, precision="fp32", device="auto",
-    ddpm=dict(channels=[32, 64, 128], steps=1500, batch=16, accumulate=1, lr=4e-4, ema=.995, loss="l1"),
+    ddpm=dict(channels=[32, 64, 128], steps=1500, batch=16, accumulate=1, lr=4e-4, ema=.995, loss="l1", low_memory=False),
     adapt=dict(warmup_steps=100, warmup_lr=1e-4, steps=120, batch=4, lr=1e-4, score_every=40, score_images=24, anatomy_tolerance=.05, stop_by="style_distance",
-               encoder="efficientnet_lite0", encoder_size=96, style="efficientnet_lite0", condition=True, stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa"),
+               encoder="efficientnet_lite0", encoder_size=96, style="efficientnet_lite0", condition=True, stop_gradient=False, consistency_weight=1., style_weight=1., style_relative=True, direction="diaa", low_memory=False),
     recipes=RECIPES,
     foundation=dict(candidates=["efficientnet_lite0"], weights=None, image_size=None, lora=dict(rank=8, alpha=16, targets=None), trainable="lora", mae=dict(steps=600, batch=64, images=4000)),
-    segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1., align_levels=None, statistics="measured", target_term=None, target_weight=1.,
+    segment=dict(steps=300, batch=16, lr=3e-3, foundation_lr=1e-3, optimiser="adamw", optimisation="one_sum", align_weight=1., align_levels=None, statistics="measured", target_term=None, target_weight=1., views=None, low_memory=False,
                  augmentation=dict(degrees=30., scale=1.25, contrast=.2, brightness=.1)),
 )
 
@@ -284,7 +284,7 @@ PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development sh
                                               targets={f"retaken_{n}": dict(pool=_retaken(f"random_{n}", 0, 60), test=_retaken(f"random_{n}", 60, 100)) for n in (2, 6)})
 
 # %% ../nbs/00_config.ipynb #e18c7489
-OPTIONAL = dict(image_size=int, weights=str, align_levels=int, target_term=str, recolour=str, colour_map=dict, targets=(str, list))   # settings that may be None, and what they are else
+OPTIONAL = dict(image_size=int, weights=str, align_levels=int, views=int, target_term=str, recolour=str, colour_map=dict, targets=(str, list))   # settings that may be None, and what they are else
 WHOLE = ("source", "targets", "colour_map")                                                                              # replaced whole: their names are free
 
 def _fits(key, was, value):
@@ -353,10 +353,11 @@ def _mfm_da(label, **over): return dict(label=label, group="MFM-DA, changed", pa
 def _rival(label, pairs=None, **over): return dict(label=label, group="further rivals", pairs=pairs, over=over)
 _PAPER = dict(pairs="paper", against="mfm_da_paper")   # compared with MFM-DA with the paper's translation
 _VIT = dict(backbone="vit_mae")                        # changes what only a ViT has
+_HEAD = dict(foundation=dict(trainable="head"), segment=dict(views=8))   # a frozen foundation says the same of the same view: in a run of many epochs it is asked once
 
 # with LoRA on the deeper stages alone, L_align can move only the levels that these make: fewer levels then mean a heavier L_align on the coarsest
 ROWS = {
-    "mfm_head": _rival("MFM, source only, head alone", foundation=dict(trainable="head")),
+    "mfm_head": _rival("MFM, source only, head alone", **_HEAD),
     "mfm_full": _rival("MFM, source only, all weights", foundation=dict(trainable="all")),
     "mfm_histogram": _rival("Histogram matching", "histogram"),
     "mfm_cut": _rival("CUT, contrastive translation", "cut"),
@@ -381,7 +382,7 @@ ROWS = {
     "paper_no_fusion": _mfm_da("paper's recipe without content fusion", adapt=dict(condition=False), recipes=dict(paper=dict(condition=False))) | _PAPER,
     "no_align": _mfm_da("no L_align", segment=dict(align_weight=0.)),
     **{f"align_{k}": _mfm_da(f"L_align on the {k} coarsest level{'s' * (k > 1)}", segment=dict(align_levels=k)) for k in (1, 2, 3)},
-    "head_only": _mfm_da("head alone", foundation=dict(trainable="head")),
+    "head_only": _mfm_da("head alone", **_HEAD),
     **{f"rank_{r}": _mfm_da(f"LoRA rank {r}", foundation=dict(lora=dict(rank=r, alpha=2 * r))) for r in (2, 4, 16)},
     "lora_everywhere": _mfm_da("LoRA in every stage", foundation=dict(lora=dict(targets=None))),
     "lora_qkv": _mfm_da("LoRA on qkv alone", foundation=dict(lora=dict(targets=r".*blocks\.\d+\.attn\.qkv"))) | _VIT,
@@ -409,7 +410,11 @@ def own_steps(row: str) -> list[str]:
     return ["3_translate", "5_segment"] if "recipes" in spec["over"] else ["5_segment"]
 
 # %% ../nbs/00_config.ipynb #70242c41
-LATER = dict(ddpm=dict(accumulate=1), foundation=dict(weights=None))   # settings that records of earlier versions lack, and what these versions did
+LATER = dict(ddpm=dict(accumulate=1), segment=dict(views=None), foundation=dict(weights=None))   # settings that records of earlier versions lack, and what these versions did
+
+def without_low_memory(settings: dict) -> dict:
+    "Settings without the one that changes no number: a run that ran out of memory may go on with less."
+    return {k: v for k, v in settings.items() if k != "low_memory"}
 
 def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `Profile.to_dict()`, or the "params" of a result file
     "The part of a profile that a step reads itself; what earlier steps read is theirs."
@@ -417,7 +422,7 @@ def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `
     names = {"1_source_ddpm": ["ddpm"], "2_adapt": ["adapt", "few_shot"], "3_translate": ["recipes", "few_shot"], "4_foundation": ["foundation", "segment"],
              "5_rivals": stage2, "5_segment": stage2, "6_report": [], "6_generation": []}
     if step not in names: raise InputError(f"step={step!r} is unknown; expected one of {', '.join(names)}.")
-    own = {k: LATER[k] | values[k] if k in LATER else values[k] for k in ("size", "validation", "precision", "source", *names[step])}
+    own = {k: LATER.get(k, {}) | without_low_memory(values[k]) if isinstance(values[k], dict) else values[k] for k in ("size", "validation", "precision", "source", *names[step])}
     if step == "1_source_ddpm": own["warmup"] = {k: v for k, v in values["adapt"].items() if k.startswith("warmup")}
     if step == "2_adapt": own["recipe"] = values["recipes"]["default"]
     return own | (dict(target=values["targets"][target]) if target else {})

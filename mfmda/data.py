@@ -378,14 +378,15 @@ def draw_references(
 # %% ../nbs/02_data.ipynb #bd7f25a7
 def draw_augmentation(
     n: int,                           # images in the batch
-    generator: torch.Generator,       # decides everything
+    generator: torch.Generator | list[torch.Generator],  # decides everything; of a list, each its image
     degrees: float = 30.,             # rotation, uniform in ± this
     scale: float = 1.25,              # log-uniform in [1 / this, this]
     contrast: float = .2,             # uniform in 1 ± this
     brightness: float = .1,           # uniform in ± this
 ):                                    # A (n, 2, 3), c (n, 1, 1, 1), b (n, 1, 1, 1)
     "One geometric and photometric draw for each image."
-    u = torch.rand(n, 6, generator=generator, device=generator.device) * 2 - 1
+    rand = lambda n, g: torch.rand(n, 6, generator=g, device=g.device)
+    u = (torch.cat([rand(1, g) for g in generator]) if isinstance(generator, list) else rand(n, generator)) * 2 - 1
     angle, zoom = u[:, 0] * math.radians(degrees), torch.exp(u[:, 1] * math.log(scale))
     flip_x, flip_y = torch.where(u[:, 2:4] < 0, -1., 1.).unbind(1)
     cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(zoom)
@@ -395,7 +396,7 @@ def draw_augmentation(
 def augment(
     tensors: list[torch.Tensor],   # each (B, 3, H, H) in [0, 1], e.g. [x_source, x_translated]
     masks: torch.Tensor | None,    # (B, H, H) labels, or None
-    generator: torch.Generator,
+    generator: torch.Generator | list[torch.Generator],  # one for the batch, or one for each image
     **ranges,                      # of `draw_augmentation`
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:  # the same shapes, dtypes and ranges
     "Move, turn, mirror and light all tensors and their masks by the same draw."

@@ -14,8 +14,8 @@ import numpy as np, torch
 from torch import nn
 import torch.nn.functional as F
 from safetensors.torch import save_file, load_file
-from .config import InputError, atomic_path, autocast, device_of, mend_torchvision, pick_device, reference_root, load_profile
-from .training import MovingAverage, draw, fit, gaussian, share, warmup_cosine
+from .config import InputError, atomic_path, autocast, device_of, mend_torchvision, pick_device, reference_root, load_profile, without_low_memory
+from .training import MovingAverage, draw, fit, gaussian, share, spare_memory, warmup_cosine
 mend_torchvision()
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -104,6 +104,7 @@ def train_ddpm(
     "Train ε_θ on `images` with Eq. 2."
     torch.manual_seed(seed); device = pick_device(device)
     unet = build_unet(images.shape[-1], settings["channels"]).to(device)
+    if settings.get("low_memory"): spare_memory(unet)
     ema, n, accumulate = MovingAverage(unet, settings["ema"]), len(images), settings.get("accumulate", 1)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.)
     def step(i):
@@ -112,7 +113,7 @@ def train_ddpm(
         with autocast(device, precision == "bf16"): eps_hat = unet(q_sample(x0, t, eps), t).sample
         return dict(loss=ddpm_loss(eps_hat, eps, settings["loss"]).mean() / accumulate)   # `fit` adds the gradients of micro-steps up
     history = fit(step, settings["steps"], dict(unet=unet), optimizer, seed=seed, schedule=warmup_cosine(settings["steps"]), ema=ema, accumulate=accumulate,
-                  checkpoint=checkpoint, key=(key, settings, precision), label=label)
+                  checkpoint=checkpoint, key=(key, without_low_memory(settings), precision), label=label)
     return ema.average, history
 
 # %% ../nbs/03_ddpm.ipynb #9d2e2f4d

@@ -199,10 +199,17 @@ class Foundation(nn.Module):
         self.train(False)
         with torch.no_grad(): self.channels = [m.shape[1] for m in self.features(torch.zeros(1, 3, image_size, image_size))]
 
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        "images (B,3,H,W) in [0,1] → what the blocks say, not yet resized."
+        return self.backbone.forward_intermediates(self.prepare(check_images(images)), indices=self.levels, intermediates_only=True, stop_early=True)
+
+    def resize(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        "The pyramid of `maps`: resized for a ViT, as they are for a network that has levels of its own."
+        return pyramid(maps) if self.vit else maps
+
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
         "images (B,3,H,W) in [0,1] → feature maps (B,C_i,H_i,W_i), fine to coarse."
-        maps = self.backbone.forward_intermediates(self.prepare(check_images(images)), indices=self.levels, intermediates_only=True, stop_early=True)
-        return pyramid(maps) if self.vit else maps
+        return self.resize(self.maps(images))
 
     forward = features
 

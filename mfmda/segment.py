@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
            'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'trained_norms',
-           'measure_statistics', 'synchronised', 'train_segmenter']
+           'measure_statistics', 'synchronised', 'KnownMaps', 'train_segmenter']
 
 # %% ../nbs/09_segment.ipynb #ccb3df02
 import contextlib, dataclasses, json, math
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .config import InputError, atomic_path, autocast, fingerprint, mend_torchvision, pick_device, read_json, write_json
-from .training import draw, fit, polynomial, processes, share, warmup_cosine
+from .config import InputError, atomic_path, autocast, fingerprint, mend_torchvision, pick_device, read_json, without_low_memory, write_json
+from .training import draw, fit, polynomial, processes, share, spare_memory, warmup_cosine
 from .data import FundusSet, augment, disc_cup
 from .encoders import check_images, load_tensors
 from .foundation import Foundation, LoraSettings, build_foundation
@@ -69,9 +69,9 @@ class SegmentationModel(nn.Module):
             raise InputError(f"decoder: made for channels {decoder.config['channels']}, but {foundation.name} gives {foundation.channels}.")
         self.foundation, self.decoder = foundation, decoder
 
-    def pyramid_and_logits(self, images):
-        "The pyramid, fine to coarse, and the logits at the images' size."
-        maps = self.foundation.features(images)
+    def pyramid_and_logits(self, images, known=None):
+        "The pyramid, fine to coarse, and the logits at the images' size; `known`: what the foundation is known to say of the images (`Foundation.maps`)."
+        maps = self.foundation.features(images) if known is None else self.foundation.resize(known)
         return maps, self.decoder(maps, images.shape[-2:])
 
     def forward(self, images): return self.pyramid_and_logits(images)[1]
@@ -101,11 +101,14 @@ def stage2_losses(
     keep: torch.Tensor | None = None, # (B,) bool: pairs whose translation is used; None: all
     align_levels: int | None = None,  # align this many levels, coarsest first; None: all
     x_target: torch.Tensor | None = None, term=None,  # a rival's unlabelled images (K, 3, H, W), and (logits_source, logits_target, x_target) → scalar
+    known: list | None = None,        # what a frozen foundation says of all source images and then of all translations, from `KnownMaps`
 ) -> dict:                            # scalars: source, translated, align, target
     "The terms of Eq. 12 in one forward pass."
-    if x_translated is not None and keep is not None: x_translated = x_translated[keep] if keep.any() else None
+    if x_translated is not None and keep is not None:
+        if known is not None: known = [torch.cat([m[:len(keep)], m[len(keep):][keep]]) for m in known]
+        x_translated = x_translated[keep] if keep.any() else None
     images = torch.cat([x for x in (x_source, x_translated, x_target) if x is not None])
-    maps, logits = network.pyramid_and_logits(images) if hasattr(network, "pyramid_and_logits") else (None, network(images))
+    maps, logits = network.pyramid_and_logits(images, known) if hasattr(network, "pyramid_and_logits") else (None, network(images))
     n, end = len(x_source), len(images) - (0 if x_target is None else len(x_target))
     parts = dict(source=segmentation_loss(logits[:n], mask))
     if x_target is not None: parts["target"] = term(logits[:n].float(), logits[end:].float(), x_target)
@@ -264,11 +267,14 @@ class SegmentSettings:
     precision: str = "fp32"          # or "bf16"
     statistics: str = "measured"     # of batch normalisation: measured after training, or "running"
     augmentation: dict = dataclasses.field(default_factory=dict)  # ranges of `data.augment`
+    views: int | None = None         # so many augmented views of each image, the same ones in turn; None: a new one each time
+    low_memory: bool = False         # compute blocks of the foundation again on the way back, see `training.spare_memory`
 
     def __post_init__(self):
         for name, allowed in dict(optimiser=("adamw", "sgd"), optimisation=("one_sum", "three_steps"), precision=("fp32", "bf16"), statistics=("measured", "running")).items():
             if getattr(self, name) not in allowed: raise InputError(f"{name}={getattr(self, name)!r}: expected {' or '.join(map(repr, allowed))}.")
         if self.align_levels is not None and self.align_levels < 1: raise InputError(f"align_levels={self.align_levels}: expected 1 or more, or None for all.")
+        if self.views is not None and self.views < 1: raise InputError(f"views={self.views}: expected 1 or more, or None for a new one each time.")
         if self.target_term and self.optimisation == "three_steps": raise InputError("optimisation='three_steps' has no turn for target_term; expected 'one_sum'.")
 
     @classmethod
@@ -350,6 +356,22 @@ def synchronised(network: nn.Module):
     finally:
         for m in norms: m.__class__ = nn.BatchNorm2d
 
+# %% ../nbs/09_segment.ipynb #6213f81a
+class KnownMaps:
+    "What a frozen foundation says of pictures that come again (`Foundation.maps`), kept in the computer's memory."
+    def __init__(self, foundation: Foundation): self.foundation, self.kept = foundation, {}
+
+    @torch.no_grad()
+    def __call__(self,
+        images: torch.Tensor,  # (B, 3, H, W) in [0,1]
+        keys: list,            # B names: the same name, the same picture
+    ) -> list[torch.Tensor]:   # maps (B, C_i, h_i, w_i)
+        new = [j for j, k in enumerate(keys) if k not in self.kept]
+        if new:
+            said = [m.cpu() for m in self.foundation.maps(images[new])]
+            for row, j in enumerate(new): self.kept[keys[j]] = [m[row].clone() for m in said]
+        return [torch.stack(level).to(images.device, memory_format=torch.channels_last) for level in zip(*(self.kept[k] for k in keys))]
+
 # %% ../nbs/09_segment.ipynb #5b6aa58a
 def train_segmenter(
     source: FundusSet,                 # images with masks
@@ -379,24 +401,31 @@ def train_segmenter(
         b = i // 3 if three else i                                       # three steps share a batch
         index = draw(len(source), s.batch, seed, b)
         x = [images[index].float() / 255 for images in (source.images, translated) if images is not None]
-        x, mask = augment(x, source.masks[index], torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63), **s.augmentation)
+        views = None if s.views is None else ((b * s.batch + torch.arange(s.batch)) // len(source) % s.views * len(source) + index).tolist()   # which view of which image
+        x, mask = augment(x, source.masks[index], _seeded(seed, b) if views is None else [_seeded(seed, v) for v in views], **s.augmentation)
         x, mask = [share(t).to(device, memory_format=torch.channels_last) for t in x], share(mask).to(device)
         used = None if keep is None else keep[index]
         x_target = None
         if term is not None:
-            (x_target,), _ = augment([shots[draw(len(shots), s.batch, seed + 1, b)].float() / 255], None, torch.Generator().manual_seed((seed * 1_000_003 + b + 1) % 2**63), **s.augmentation)
+            (x_target,), _ = augment([shots[draw(len(shots), s.batch, seed + 1, b)].float() / 255], None, _seeded(seed, b + 1), **s.augmentation)
             x_target = share(x_target).to(device, memory_format=torch.channels_last)
         with autocast(device, s.precision == "bf16"):
-            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if used is None else share(used), s.align_levels, x_target, term)
+            said = None if known is None else known(torch.cat(x), [(k, v) for k in range(len(x)) for v in share(views)])
+            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if used is None else share(used), s.align_levels, x_target, term, said)
         if used is not None and world > 1: parts |= {k: parts[k] * (share(used).sum() * world / used.sum()).item() for k in ("translated", "align") if k in parts}   # a mean over the pairs that are used, of which a process may have more than another
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
     trained, world = _Trained(network), processes()[1]
+    frozen = isinstance(network, SegmentationModel) and network.foundation.trainable == "head" and term is None
+    known = KnownMaps(network.foundation) if frozen and s.views is not None and s.steps * s.batch > s.views * len(source) else None   # a shorter run asks nothing twice
+    if s.low_memory: spare_memory(network)
     if three and world > 1: raise InputError("optimisation='three_steps': takes its turns by what a share of the batch holds, which several processes may see differently; train it with one process.")
     data = [trained.key(), source.fingerprint] + ([] if translated is None else [fingerprint(translated)]) + ([] if keep is None else [keep.tolist()])
     if term is not None: data.append(fingerprint(shots))
-    with synchronised(network): history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=(asdict(s), data), label=label)
+    with synchronised(network): history = fit(step, steps, dict(network=trained) | ({} if term is None else dict(term=term)), optimiser, seed=seed, schedule=schedule, checkpoint=checkpoint, key=({k: v for k, v in without_low_memory(asdict(s)).items() if (k, v) != ("views", None)}, data), label=label)
     if s.statistics == "measured": measure_statistics(network, (x.to(device, memory_format=torch.channels_last) for x in _as_they_are(source.images, translated, keep, s.batch, None if term is None else shots)))
     return Segmenter(network, s, history, dict(seed=seed, data=data, size=source.images.shape[-1], images=len(source)))
+
+def _seeded(seed, i): return torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
 
 def _as_they_are(images, translated, keep, batch, shots):
     "Batches of source images, each with its translations that are used and as many shots as a term saw, in [0, 1] and without augmentation."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw', 'processes', 'share', 'gaussian', 'together', 'agreed', 'save_checkpoint', 'load_checkpoint', 'alone',
-           'MovingAverage', 'fit', 'warmup_cosine', 'polynomial']
+           'MovingAverage', 'fit', 'spare_memory', 'warmup_cosine', 'polynomial']
 
 # %% ../nbs/00_training.ipynb #13377a54
 import contextlib, math, os, sys, time
@@ -197,6 +197,15 @@ def _stopped(label, i, what, value, checkpoint):
     kept = f"the last checkpoint, {checkpoint}, is untouched" if checkpoint else "no checkpoint was asked for"
     return f"{label}: the {what} of step {i} is {value}; {kept}. Lower the learning rate or look at the data."
 
+
+# %% ../nbs/00_training.ipynb #e81f524e
+def spare_memory(
+    network: nn.Module,  # holds a U-Net of diffusers or a network of timm; it is changed in place
+):
+    "Let its blocks be computed again on the way back, instead of kept. Raises `InputError` for a network that cannot."
+    able = [m for m in network.modules() if hasattr(m, "enable_gradient_checkpointing") or hasattr(m, "set_grad_checkpointing")]
+    if not able: raise InputError(f"low_memory: {type(network).__name__} has no blocks that can be computed again; expected a U-Net of diffusers or a network of timm.")
+    for m in able: (m.enable_gradient_checkpointing if hasattr(m, "enable_gradient_checkpointing") else m.set_grad_checkpointing)()
 
 # %% ../nbs/00_training.ipynb #4a2a6b94
 def warmup_cosine(steps: int, warmup: int = 20):

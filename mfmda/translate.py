@@ -17,8 +17,8 @@ from torch import nn
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from .config import FUSION_BATCH, InputError, atomic_path, autocast, device_of, fingerprint, load_profile, pick_device, read_json, reference_root, write_json
-from .training import agreed, draw, fit, gaussian, processes, share, together
+from .config import FUSION_BATCH, InputError, atomic_path, autocast, device_of, fingerprint, load_profile, pick_device, read_json, reference_root, without_low_memory, write_json
+from .training import agreed, draw, fit, gaussian, processes, share, spare_memory, together
 from .data import FundusSet, disc_cup, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
@@ -352,6 +352,7 @@ def adapt(
     "Stage 1: adapt to the target with Eq. 8, scoring every `score_every` updates."
     torch.manual_seed(seed)
     adaptor = DynamicInstanceAwareAdaptor(data.encoder.dim).to(data.device); model.to(data.device)
+    if settings.get("low_memory"): spare_memory(model)
     optimizer = torch.optim.Adam([*model.parameters(), *adaptor.parameters()], lr=settings["lr"], betas=(.9, .99))
     folder = Path(folder) if folder is not None else None
     key = (key, fingerprint(list(model.state_dict().values())))
@@ -368,7 +369,7 @@ def adapt(
     def after(i):
         if (i + 1) % settings["score_every"] == 0: score_at(i + 1)
     history = fit(lambda j: stage1_loss(model, adaptor, data, settings, j, seed, precision), settings["steps"], dict(model=model, adaptor=adaptor), optimizer,
-                  seed=seed, accumulate=2, checkpoint=folder and folder/"state.pt", every=settings["score_every"], key=(key, settings, precision), label=label, after=after)
+                  seed=seed, accumulate=2, checkpoint=folder and folder/"state.pt", every=settings["score_every"], key=(key, without_low_memory(settings), precision), label=label, after=after)
     if folder is not None and score is not None:
         scores = [read_json(folder/f"score{k}.json") for k in range(0, settings["steps"] + 1, settings["score_every"])]
     return adaptor, history, scores
