@@ -5,6 +5,7 @@ PROFILE ?= mini
 ROWS    ?=
 TARGETS ?=
 PROCESSES ?= 1
+NAMES   ?=
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 SHELL   := /bin/sh
 BIN     := .venv/bin
@@ -17,7 +18,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long
+.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long benchmark
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -58,6 +59,11 @@ test-pytest: $(READY) ## the tests in tests/
 
 test-long: $(READY) ## each training killed ten times, 10,000 damaged files: figures/test_long.json
 	$(call stage,long tests,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 MFMDA_KILLS=10 MFMDA_FUZZ=10000 MFMDA_RECORD=figures/test_long.json $(BIN)/python -m pytest -q --color=no tests/test_kill.py tests/test_fuzz.py)
+
+benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME', default: all): figures/benchmark*.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
+	$(call stage,benchmarks,$(INSIDE) $(TESTING) $(BIN)/python tests/benchmarks/compare.py $(NAMES))
+	$(if $(NAMES),,$(call stage,curves,$(INSIDE) $(TESTING) $(BIN)/python tests/benchmarks/curves.py))
 
 pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md
 	$(BIN)/nbdev_export

@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                   'mfmda.foundation.sincos_positions': ('foundation.html#sincos_positions', 'mfmda/foundation.py'),
                                   'mfmda.foundation.unpatchify': ('foundation.html#unpatchify', 'mfmda/foundation.py')},
             'mfmda.metrics': { 'mfmda.metrics.PairedTest': ('metrics.html#pairedtest', 'mfmda/metrics.py'),
+                               'mfmda.metrics._edge': ('metrics.html#_edge', 'mfmda/metrics.py'),
                                'mfmda.metrics._finite': ('metrics.html#_finite', 'mfmda/metrics.py'),
                                'mfmda.metrics.bootstrap_interval': ('metrics.html#bootstrap_interval', 'mfmda/metrics.py'),
                                'mfmda.metrics.overlap': ('metrics.html#overlap', 'mfmda/metrics.py'),

@@ -173,7 +173,7 @@ def file_sha256(path: str | Path) -> str:  # 64 hex digits
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/00_config.ipynb #86746fe3
-PACKAGES = "torch torchvision diffusers timm peft accelerate monai numpy scipy".split()
+PACKAGES = "torch torchvision diffusers timm peft accelerate numpy scipy".split()
 
 def versions() -> dict:
     "Versions of Python and of the packages that decide the numbers."

@@ -404,5 +404,5 @@ def augment(
     theta, c, b = (x.to(first.device, first.dtype) for x in draw_augmentation(len(first), generator, **ranges))
     grid = F.affine_grid(theta, [len(first), 1, *first.shape[-2:]], align_corners=False)
     def sample(x, mode): return F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
-    lit = [((sample(x, "bilinear") - .5) * c + .5 + b).clamp(0, 1) for x in tensors]
-    return lit, None if masks is None else sample(masks[:, None].to(first.dtype), "nearest")[:, 0].to(masks.dtype)
+    lit = ((sample(torch.cat(tensors, 1), "bilinear") - .5) * c + .5 + b).clamp(0, 1).split([x.shape[1] for x in tensors], 1)   # as channels of one picture: the grid is read once
+    return list(lit), None if masks is None else sample(masks[:, None].to(first.dtype), "nearest")[:, 0].to(masks.dtype)
