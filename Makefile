@@ -4,6 +4,7 @@ PYTHON  ?= python3
 PROFILE ?= mini
 ROWS    ?=
 TARGETS ?=
+SEEDS   ?=
 PROCESSES ?= 1
 NAMES   ?=
 CORES   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -27,11 +28,11 @@ if [ $$status -eq 0 ]; then printf '== %s: passed in %s s\n' "$(1)" $$took; else
 endef
 
 help: ## list the targets
-	@echo "usage: make TARGET [PROFILE=$(PROFILE)] [ROWS='NAME NAME'] [TARGETS='NAME'] [CORES=$(CORES)] [PROCESSES=$(PROCESSES)] [PYTHON=$(PYTHON)]"
+	@echo "usage: make TARGET [PROFILE=$(PROFILE)] [ROWS='NAME NAME'] [TARGETS='NAME'] [SEEDS='1 2'] [CORES=$(CORES)] [PROCESSES=$(PROCESSES)] [PYTHON=$(PYTHON)]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
 reproduce: $(READY) ## tables and figures of PROFILE into figures/PROFILE/, ROWS into Table 2 (resumes where it stopped)
-	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)" rows="$(ROWS)" targets="$(TARGETS)" processes=$(PROCESSES))
+	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)" rows="$(ROWS)" targets="$(TARGETS)" seeds="$(SEEDS)" processes=$(PROCESSES))
 
 unlock: $(READY) ## after a power loss or a kill, if `reproduce` says that the folder is locked and no other run is going on
 	@$(STEPS) --unlock --config profile="$(PROFILE)"

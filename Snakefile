@@ -9,7 +9,7 @@ PROCESSES = int(config.get("processes", 1))   # of each step, under torchrun: on
 WHOLE = PROCESSES > 1 or shutil.which("nvidia-smi") or workflow.resource_settings.nodes   # a job has several processes, a GPU or a node of a cluster to itself, and takes all cores
 try:
     SETTINGS = load_profile(PROFILE)
-    GRAPH = plan(SETTINGS, rows=str(config.get("rows") or "").split(), targets=str(config.get("targets") or "").split())
+    GRAPH = plan(SETTINGS, rows=str(config.get("rows") or "").split(), targets=str(config.get("targets") or "").split(), seeds=str("" if config.get("seeds") is None else config["seeds"]).split())
 except InputError as error:
     sys.exit(f"mfmda: {error}")
 

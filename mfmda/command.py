@@ -16,7 +16,7 @@ def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
     r = commands.add_parser("reproduce", help="run all steps of a profile with Snakemake; resumes where it stopped", epilog="example: mfmda reproduce --profile smoke")
-    r.add_argument("--profile", default="mini"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone")
+    r.add_argument("--profile", default="mini"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone"); r.add_argument("--seeds", default="", help="of the profile's, these alone; the report takes the others from an earlier one")
     r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--processes", type=int, default=1, help="of each step, under torchrun: one for each GPU"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
@@ -51,8 +51,8 @@ def _profiles(args):
 
 def _reproduce(args):
     profile = str(Path(args.profile).resolve()) if args.profile.endswith(".json") else args.profile   # Snakemake runs in the checkout
-    plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split()); check_processes(load_profile(profile), args.processes)   # wrong names and numbers are refused here
-    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", f"processes={args.processes}", *(["--dry-run"] if args.dry_run else [])]
+    plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split(), seeds=args.seeds.split()); check_processes(load_profile(profile), args.processes)   # wrong names and numbers are refused here
+    command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", f"seeds={args.seeds}", f"processes={args.processes}", *(["--dry-run"] if args.dry_run else [])]
     return min(1, subprocess.run(command, cwd=experiments_folder().parents[1]).returncode)
 
 def _step(args):
@@ -67,8 +67,12 @@ def _step(args):
         raise InputError(f"step={args.step!r} with target={args.target!r}: expected " + (f"one of the steps {', '.join(STEPS)}." if args.step not in takes else f"target one of {', '.join(map(repr, wants))}."))
     check_processes(profile, args.processes)
     # the step's own seconds-long check comes before minutes of work: what it needs must be there
+    elsewhere = set()   # seeds that the report takes from an earlier one
+    if args.step == "6_report":
+        from mfmda.report import read_earlier
+        elsewhere = set(found.seeds if (found := read_earlier(profile, Path(args.root))) else [])
     for need in known[key]["needs"]:
-        if not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
+        if need[1] not in elsewhere and not known[need]["output"].exists(): raise InputError(f"{known[need]['output']} is missing; run step {need[0]} first, or `mfmda reproduce --profile {args.profile}`.")
     output = known[key]["output"].parent/f"{args.step}.ipynb"
     if args.processes > 1 and "RANK" not in os.environ:
         again = [sys.executable, "-c", "import sys; from mfmda.command import main; sys.exit(main())", "step", args.step, "--profile", args.profile, "--seed", str(seed), "--target", args.target, "--row", args.row, "--root", args.root]

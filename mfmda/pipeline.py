@@ -164,6 +164,7 @@ def plan(
     profile: Profile, root: Path = Path("."),
     rows=(),     # names of `ROWS` to run besides Table 1's and the profile's own
     targets=(),  # the targets on which `rows` are run; none: all
+    seeds=(),    # the profile's seeds to run, as numbers or words; none: all. The report takes the others from an earlier one
 ) -> dict:       # (step, seed, target, row) -> dict(needs=[(step, seed, target, row)], output=Path)
     "Which step needs which: the graph that the Snakefile follows."
     layout, out = Layout(profile.name, root), {}
@@ -178,7 +179,9 @@ def plan(
     unlabelled = [t for t in profile.targets if "test" not in profile.targets[t]]
     if unlabelled and len(unlabelled) < len(profile.targets): raise InputError(f"profile {profile.name!r}: {', '.join(unlabelled)} without a test set beside targets that have one; expected one for each target, or for none, which is translation alone.")
     if unlabelled and asked: raise InputError(f"rows={' '.join(asked)!r}: profile {profile.name!r} has no labelled target to score them on.")
-    for seed in profile.seeds:
+    for seed in seeds:
+        if str(seed) not in map(str, profile.seeds): raise InputError(f"seeds={seed}: profile {profile.name!r} has {', '.join(map(str, profile.seeds))}.")
+    for seed in [int(s) for s in seeds] or profile.seeds:
         ddpm, mfm = ("1_source_ddpm", seed, "", ""), ("4_foundation", seed, "", "")
         out[ddpm] = dict(needs=[], output=layout.source_ddpm(seed)/"result.json")
         out[mfm] = dict(needs=[], output=layout.foundation(seed)/"result.json")

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'WORDS', 'SHOWN', 'GAP', 'PLACES', 'PALETTE', 'INK', 'SOFT',
            'DISC', 'CUP', 'TRUTH', 'WIDTH', 'BLUE', 'GREEN', 'ORANGE', 'GREY', 'STYLE', 'FAILURES', 'domain_name',
-           'read_result', 'read_rows', 'read_predictions', 'Run', 'sort_rows', 'read_run', 'translation_table',
-           'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'percent', 'average_rank',
-           'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box', 'arrow',
-           'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'examples', 'figure3', 'figure4',
-           'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm',
+           'read_result', 'read_rows', 'read_predictions', 'Run', 'sort_rows', 'Earlier', 'read_earlier', 'read_run',
+           'translation_table', 'same_data', 'same_settings', 'per_image', 'table1', 'gap_closed', 'number', 'percent',
+           'average_rank', 'table1_markdown', 'caption', 'commits', 'style', 'Drawing', 'save_figure', 'figure1', 'box',
+           'arrow', 'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'examples', 'figure3',
+           'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm',
            'paired_table', 'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown',
            'generation_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record',
            'write_table']
@@ -23,7 +23,7 @@ import matplotlib as mpl
 from scipy import stats
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
-from .config import InputError, Layout, Profile, ROWS, atomic_path, fingerprint, own_steps, read_json, settings_of, with_row
+from .config import InputError, LATER, Layout, Profile, ROWS, atomic_path, fingerprint, own_steps, read_json, settings_of, with_row
 from .data import FundusSet, load_folder
 from .metrics import COLUMNS, bootstrap_interval, paired_test, vertical_cdr
 
@@ -104,11 +104,43 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
     rows = rows.assign(_t=rows.target.map(order), _m=rows.method.map(place)).sort_values(["_t", "_m", "seed", "image"], kind="stable")
     return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
 
+# %% ../nbs/12_report.ipynb #68829cea
+@dataclass
+class Earlier:
+    "What the report in `figures/<profile>/` holds of seeds that were not run here."
+    seeds: list
+    tables: dict     # per_image, translation, recipes, vcdr and, where there are further rows, per_image_further: their rows of these seeds
+    steps: list      # like every result.json, in what a report needs of it
+    further: list    # the same of the steps of further rows
+
+def read_earlier(profile: Profile, root: Path = Path(".")) -> Earlier | None:
+    "The seeds of a profile that an earlier report has and this run folder has not; None where there are none."
+    layout = Layout(profile.name, root); file = layout.figures()/"run.json"
+    if not file.is_file(): return None
+    record = read_result(file, "6_report", ["seeds", "steps", "params", "further_rows", "foundation_validation", "foundation_description", "encoder", "style_features"])
+    seeds = [s for s in record["seeds"] if s in profile.seeds and not layout.seed(s).exists()]
+    if not seeds: return None
+    try: then = Profile(**{k: LATER[k] | v if k in LATER else v for k, v in (dict(rows=[]) | record["params"]).items()})
+    except (TypeError, KeyError) as error: raise InputError(f"{file}: its settings are those of another version ({error}); run the seeds {', '.join(map(str, seeds))} again.") from None
+    about = {"2_adapt": lambda s: dict(encoder=record["encoder"], style=record["style_features"]), "4_foundation": lambda s: dict(foundation=record["foundation_description"], validation=record["foundation_validation"][str(s["seed"])])}
+    whole = lambda s: dict(params=with_row(then, s.get("row", "")).to_dict()) | about.get(s["step"], lambda s: {})(s) | s
+    steps, further = ([whole(s) for s in record[k] if s["seed"] in seeds] for k in ("steps", "further_rows"))
+    names = ["per_image", "translation", "recipes", "vcdr", *(["per_image_further"] if further else [])]
+    tables = {name: read_rows(layout.figures()/f"{name}.csv", "6_report", ["seed", *(KEYS + COLUMNS if name.startswith("per_image") else [])]) for name in names}
+    lacking = [s for s in seeds if not (tables["per_image"].seed == s).any()]
+    if lacking: raise InputError(f"{layout.figures()/'per_image.csv'}: no rows of seed {lacking[0]}, which its run.json names; restore the folder, or run the seed again.")
+    return Earlier(seeds, {k: t[t.seed.isin(seeds)] for k, t in tables.items()}, steps, further)
+
 # %% ../nbs/12_report.ipynb #4f561be5
 def read_run(profile: Profile, root: Path = Path(".")) -> Run:
-    "Read the result files of all steps, targets and seeds; the first one that is missing, damaged or incomplete raises `InputError`."
+    "Read the result files of all steps, targets and seeds, of seeds that were not run here those of an earlier report; the first one that is missing, damaged or incomplete raises `InputError`."
     layout, rows, translation, recipes, steps = Layout(profile.name, root), [], [], [], []
+    earlier = read_earlier(profile, root)
     for seed in profile.seeds:
+        if earlier and seed in earlier.seeds:
+            rows.append(earlier.tables["per_image"][lambda t: t.seed == seed]); translation.append(earlier.tables["translation"][lambda t: t.seed == seed].astype(dict(step="Int64")))
+            known = earlier.tables["recipes"][lambda t: t.seed == seed]; recipes += known.to_dict("records") if "source" in set(known.recipe) else []   # early versions measured less
+            steps += [s for s in earlier.steps if s["seed"] == seed]; continue
         steps.append(read_result(layout.source_ddpm(seed)/"result.json", "1_source_ddpm", ["wall_s", "commit"]))
         steps.append(read_result(layout.foundation(seed)/"result.json", "4_foundation", ["chosen", "validation"]))
         file = layout.foundation(seed)/"per_image.csv"
@@ -600,7 +632,10 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
 # %% ../nbs/12_report.ipynb #ccb872d7
 def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:  # rows like per_image.csv with the row's name as method, and their steps' results
     "Results of the rows in `ROWS` that were run; damaged files and results of other settings raise `InputError`."
-    layout, found, steps = Layout(run.profile.name, root), [], []
+    layout, found, steps, earlier = Layout(run.profile.name, root), [], [], read_earlier(run.profile, root)
+    if earlier and earlier.further:
+        for s in earlier.further: _same(s, run.profile, s["row"])
+        found.append(earlier.tables["per_image_further"]); steps += earlier.further
     for seed, target, row in [(s, t, r) for r in ROWS for s in run.profile.seeds for t in run.profile.targets]:
         if not (layout.segmented(seed, target, row)/"result.json").is_file(): continue
         own = [read_result(layout.of(step, seed, target, row)/"result.json", step, ["row", "shots"]) for step in own_steps(row)]
@@ -800,7 +835,7 @@ def run_record(
     report: dict,   # `config.provenance` of the report step
 ) -> dict:
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
-    ends = lambda s: {} if not s.get("history") else dict(shortcut=[{k: h[k] for k in ("gate", "delta_shift", "consistency", "dc_floor")} for h in (s["history"][0], s["history"][-1])])   # of stage 1: paper_vs_code shows it
+    ends = lambda s: {k: s[k] for k in ("shortcut",) if k in s} if not s.get("history") else dict(shortcut=[{k: h[k] for k in ("gate", "delta_shift", "consistency", "dc_floor")} for h in (s["history"][0], s["history"][-1])])   # of stage 1: paper_vs_code shows it
     brief = lambda s: ends(s) | {k: s[k] for k in ("step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
     first = lambda step, key: run.first(step).get(key)
     return report | dict(profile=run.profile.name, source=run.profile.source["name"], targets=list(run.profile.targets), seeds=list(run.profile.seeds),
