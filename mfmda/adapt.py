@@ -122,7 +122,7 @@ def _mean(x):
     x = x[~x.isnan()]
     return x.mean().item() if len(x) else None
 
-# %% ../nbs/14_adapt.ipynb #adbd4055
+# %% ../nbs/14_adapt.ipynb #4f3efe02
 def what_is_known(
     f_source: torch.Tensor,  # (N, d) features of the source images
     f_target: torch.Tensor,  # (K, d) features of the target images
@@ -234,7 +234,7 @@ def segment_folder(
     rows.sort(key=lambda r: r["image"]); _write_table(out/"segmentation.csv", COLUMNS, rows)
     return rows
 
-# %% ../nbs/14_adapt.ipynb #636c87fc
+# %% ../nbs/14_adapt.ipynb #3832232e
 def _score_each(segmenter, files, masks, batch=32):
     "Lines of `COLUMNS`, with `SCORES` where there are masks: one or two dicts id -> path."
     rows = [row if mask is None else row | score_image(labels > 0, labels == 2, mask) for row, labels, mask in _segment_each(segmenter, files, batch, masks)]
@@ -261,7 +261,7 @@ def evaluate(
         _write_table(out/"means.csv", ["score", "mean", "low", "high", "images"], [dict(score=c, **m, images=sum(not r["error"] for r in rows)) for c, m in means.items()])
     return rows, means
 
-# %% ../nbs/14_adapt.ipynb #c07c3c85
+# %% ../nbs/14_adapt.ipynb #d437db1e
 def _finished(run):
     "Profile, segmenter, adapted and source model, and the shots of a run of `adapt`; `InputError` for a folder that is no run, or whose run is not at its end."
     if not (run/"run.json").exists(): raise InputError(f"{run}: no run of adapt (run.json is missing); expected the folder that `mfmda adapt --out` filled.")
@@ -298,7 +298,7 @@ def translate_folder(
     rows.sort(key=lambda r: r["image"]); _write_table(out/"translation.csv", ["image", "disc_found", "error"], rows)
     return rows
 
-# %% ../nbs/14_adapt.ipynb #ecc341af
+# %% ../nbs/14_adapt.ipynb #3866c4fa
 def load_segmenter(folder: str | Path) -> Segmenter:
     "The segmenter of a folder: its own, or that of a run of `adapt`, which lies in segmenter/."
     folder = Path(folder)
@@ -334,7 +334,7 @@ def outlined(image: np.ndarray, labels: np.ndarray, width: int = 192) -> Image.I
         picture[region & ~(wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:])] = colour
     return Image.fromarray(picture)
 
-# %% ../nbs/14_adapt.ipynb #3ff3bb45
+# %% ../nbs/14_adapt.ipynb #1e6ed342
 USE = "For research and teaching. Not for diagnosis, screening or any decision about a patient: nobody has tested this segmenter for that."
 STYLE = "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}figure{display:inline-block;margin:.4rem;vertical-align:top;width:192px;font-size:13px}figure.wide{width:auto}img{max-width:100%}.use{border-left:4px solid #b00;padding-left:1rem}"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"   # whoever opens the file may trust that it fetches and runs nothing
