@@ -61,7 +61,8 @@ def adapt(
     segmenter.facts["adaptation"] = criteria(before, chosen, segmenter, validation, target) | dict(shots=target.ids, seed=seed, profile=p.name)
     segmenter.known, reach = what_is_known(data.f_source, data.f_target)
     segmenter.facts["known"] = dict(encoder=p.adapt["encoder"], encoder_size=p.adapt["encoder_size"], sha256=data.encoder.describe().get("sha256"), reach=reach)
-    segmenter.facts["origin"] = dict(profile=p.name, seed=seed, device=device_name(device), versions=versions(), commit=git_commit(), **{name: dict(camera=s.camera, images=len(s), fingerprint=s.fingerprint) for name, s in dict(source=source, target=target.without_masks()).items()})
+    cameras = {name: dict(camera=s.camera, images=len(s), fingerprint=s.fingerprint) for name, s in dict(source=source, target=target.without_masks()).items()}
+    segmenter.facts["origin"] = dict(profile=p.name, seed=seed, device=device_name(device), versions=versions(), commit=git_commit(), **cameras)
     if not (folder/"shots").exists(): _keep(folder/"shots", target)                                     # what `translate_folder` takes its palettes from
     segmenter.save_pretrained(folder/"segmenter")
     return segmenter
@@ -320,7 +321,13 @@ def _uri(picture):
     data = io.BytesIO(); picture.savefig(data, format="png") if hasattr(picture, "savefig") else picture.save(data, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
-def _figure(picture, words): return f'<figure><img src="{_uri(picture)}" alt="{html.escape(words)}"><figcaption>{html.escape(words)}</figcaption></figure>'
+def _figure(picture, words, wide=False):
+    said = html.escape(words); kind = ' class="wide"' if wide else ""
+    return f'<figure{kind}><img src="{_uri(picture)}" alt="{said}"><figcaption>{said}</figcaption></figure>'
+
+def _p(words): return f"<p>{html.escape(words)}</p>"
+
+def _list(sentences): return "<ul>" + "".join(f"<li>{html.escape(s)}</li>" for s in sentences) + "</ul>"
 
 def _rows(head, lines):
     cell = lambda tag, x: f"<{tag}>{html.escape(str(x))}</{tag}>"
@@ -336,7 +343,8 @@ def outlined(image: np.ndarray, labels: np.ndarray, width: int = 192) -> Image.I
 
 # %% ../nbs/14_adapt.ipynb #1e6ed342
 USE = "For research and teaching. Not for diagnosis, screening or any decision about a patient: nobody has tested this segmenter for that."
-STYLE = "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}figure{display:inline-block;margin:.4rem;vertical-align:top;width:192px;font-size:13px}figure.wide{width:auto}img{max-width:100%}.use{border-left:4px solid #b00;padding-left:1rem}"
+STYLE = ("body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}"
+         "figure{display:inline-block;margin:.4rem;vertical-align:top;width:192px;font-size:13px}figure.wide{width:auto}img{max-width:100%}.use{border-left:4px solid #b00;padding-left:1rem}")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"   # whoever opens the file may trust that it fetches and runs nothing
 
 def _histogram(values):
@@ -358,10 +366,31 @@ def _reliability(confidence, dice):
 
 def _about(segmenter, folder):
     "What the model is, line by line."
-    o, foundation = segmenter.facts.get("origin", {}), getattr(getattr(segmenter.network, "foundation", None), "name", type(segmenter.network).__name__)
-    camera = lambda name: "{camera}: {images} images, fingerprint {fingerprint}".format(**o[name]) if name in o else "not recorded"
-    return [("folder", Path(folder).name), ("network", foundation), ("profile, seed", f"{o.get('profile', 'not recorded')}, {segmenter.facts.get('seed', 'not recorded')}"), ("source", camera("source")), ("target", camera("target")),
-            ("made with", ", ".join(f"{k} {v}" for k, v in o.get("versions", {}).items()) or "not recorded"), ("commit", o.get("commit") or "not recorded"), ("device", o.get("device", "not recorded"))]
+    o, foundation = segmenter.facts.get("origin", {}), getattr(segmenter.network, "foundation", None)
+    camera = lambda name: "{camera}: {images} images, fingerprint {fingerprint}".format(**o[name]) if name in o else None
+    lines = dict(folder=Path(folder).resolve().name, network=getattr(foundation, "name", type(segmenter.network).__name__), profile=o.get("profile"), seed=segmenter.facts.get("seed"), source=camera("source"), target=camera("target"),
+                 packages=", ".join(f"{k} {v}" for k, v in o.get("versions", {}).items()), commit=o.get("commit"), device=o.get("device"))
+    return [(k, "not recorded" if v in (None, "") else v) for k, v in lines.items()]
+
+def _photographs(good, rows, shown, known):
+    "How many photographs, their ratios, and those that want a look first: id -> picture with outlines."
+    far, ratios, of = sum(r["far"] == "yes" for r in good), [r["vcdr"] for r in good if r["vcdr"] != ""], {r["image"]: r for r in good}
+    told = f"Far: {far}, which means further from the images that the segmenter was made from than these are from each other." if known else "Whether one is far from what the segmenter knows cannot be said: it keeps no features."
+    yield _p(f"{len(good)} of {len(rows)} photographs were segmented. In {len(good) - len(ratios)} no disc was found. {told}")
+    yield _p("Confidence is how far the answers for four mirror images agree (1: fully). A confident answer may be wrong.")
+    if ratios: yield _figure(_histogram(ratios), f"Vertical cup-to-disc ratios of {len(ratios)} photographs: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}.", wide=True)
+    more = f" {len(good) - len(shown)} more are not shown." if len(good) > len(shown) else ""
+    yield _p(f"Outlines: disc white, cup cyan. First come photographs that are far, then those of least confidence.{more}")
+    for id, picture in shown.items():
+        r = of[id]; ratio = "no disc" if r["vcdr"] == "" else f"cup-to-disc ratio {r['vcdr']:.2f}"
+        yield _figure(picture, f"{id}: {ratio}, confidence {r['confidence']:.2f}" + (f", FAR (distance {r['distance']:.2f})" if r["far"] == "yes" else ""))
+
+def _against_masks(good):
+    "The table of scores, and whether confidence deserves its name."
+    confidence, dice = (np.array(x) for x in ([r["confidence"] for r in good], [(r["disc_dice"] + r["cup_dice"]) / 2 for r in good]))
+    yield _rows(("score", "mean", "95 % interval"), [(c, f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}") for c, m in _means(good).items()])
+    words = f"Reliability: on {len(good)} photographs confidence is {confidence.mean():.2f} in the mean, and Dice {dice.mean():.2f}. Above the dashed line the segmenter is better than it says, below it worse."
+    yield _figure(_reliability(confidence, dice), words, wide=True)
 
 def report(
     model: str | Path,   # a segmenter's folder, or that of a finished `adapt`
@@ -374,23 +403,13 @@ def report(
     if most < 0: raise InputError(f"most={most}: expected 0 or more photographs.")
     if out.is_dir(): raise InputError(f"{out}: is a folder; expected the name of an HTML file.")
     files, masks = _find(images) if (images/"images").is_dir() else (_files(images), []); writable(out.resolve().parent)
-    rows = _score_each(segmenter, files, masks); good, bad = ([r for r in rows if bool(r["error"]) == wrong] for wrong in (False, True))
-    first = sorted(good, key=lambda r: (r["far"] != "yes", r["confidence"]))[:most]; about = {r["image"]: r for r in first}
-    shown = {row["image"]: outlined(read_image(files[row["image"]]), labels) for row, labels, _ in _segment_each(segmenter, {id: files[id] for id in about})} if first else {}
-    far, none, ratios = sum(r["far"] == "yes" for r in good), sum(r["vcdr"] == "" for r in good), [r["vcdr"] for r in good if r["vcdr"] != ""]
-    caption = lambda r: f"{r['image']}: cup-to-disc ratio {r['vcdr'] if r['vcdr'] != '' else 'none (no disc)'}, confidence {r['confidence']:.2f}" + (f", FAR (distance {r['distance']:.2f})" if r["far"] == "yes" else "")
-    p = lambda words: f"<p>{html.escape(words)}</p>"
+    rows = _score_each(segmenter, files, masks); good, bad = [r for r in rows if not r["error"]], [r["error"] for r in rows if r["error"]]
+    first = [r["image"] for r in sorted(good, key=lambda r: (r["far"] != "yes", r["confidence"]))[:most]]
+    labels = {row["image"]: found for row, found, _ in _segment_each(segmenter, {id: files[id] for id in first})}        # once more, so that a thousand masks need not be held
+    shown = {id: outlined(read_image(files[id]), labels[id]) for id in first}
     body = ["<h1>Optic disc and cup: what a segmenter says</h1>", f'<p class="use">{html.escape(USE)}</p>', "<h2>The model</h2>", _rows(("what", "value"), _about(segmenter, model)),
-            "<h2>Did the adaptation help?</h2>", "<ul>", *(f"<li>{html.escape(words)}</li>" for words in in_words(segmenter)), "</ul>", "<h2>The photographs</h2>",
-            p(f"{len(good)} of {len(rows)} photographs were segmented. In {none} no disc was found. " + (f"{far} are far: further from the images that the segmenter was made from than these are from each other." if segmenter.known else "Whether a photograph is far from what the segmenter knows was not recorded with it.")),
-            p("Confidence is how far the answers for four mirror images agree (1: fully). A confident answer may be wrong.")]
-    if ratios: body.append(_figure(_histogram(ratios), f"Vertical cup-to-disc ratios of {len(ratios)} photographs: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}.").replace("<figure>", '<figure class="wide">'))
-    if first: body += [p("Outlines: disc white, cup cyan. Shown first: photographs that are far, then those of least confidence." + (f" {len(good) - len(first)} more are not shown." if len(good) > len(first) else "")), *(_figure(shown[id], caption(r)) for id, r in about.items())]
-    if masks and good:
-        confidence, dice = (np.array(x) for x in ([r["confidence"] for r in good], [(r["disc_dice"] + r["cup_dice"]) / 2 for r in good]))
-        body += ["<h2>Against the masks</h2>", _rows(("score", "mean", "95 % interval"), [(c, f"{m['mean']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}") for c, m in _means(rows).items()]),
-                 _figure(_reliability(confidence, dice), f"Reliability: on {len(good)} photographs confidence is {confidence.mean():.2f} in the mean, and Dice {dice.mean():.2f}. Above the dashed line the segmenter is better than it says, below it worse.").replace("<figure>", '<figure class="wide">')]
-    body += ["<h2>Files that could not be read</h2>", "<ul>" + "".join(f"<li>{html.escape(r['error'])}</li>" for r in bad) + "</ul>" if bad else p("None.")]
+            "<h2>Did the adaptation help?</h2>", _list(in_words(segmenter)), "<h2>The photographs</h2>", *_photographs(good, rows, shown, bool(segmenter.known)),
+            *(["<h2>Against the masks</h2>", *_against_masks(good)] if masks and good else []), "<h2>Files that could not be read</h2>", _list(bad) if bad else _p("None.")]
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>Optic disc and cup</title><style>{STYLE}</style>'
     with atomic_path(out) as tmp: tmp.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "</body></html>\n", encoding="utf-8")
     return rows

@@ -222,7 +222,8 @@ def doctor() -> list[dict]:  # what, found, ok, needed (profile mini cannot run 
         try: files[name] = str(weights_file(name))
         except InputError: files[name] = ""
     lost = [n for n, path in files.items() if not path]
-    say("weights of the profile paper", ", ".join(path or f"{n} not there" for n, path in files.items()) + f" (MFMDA_WEIGHTS is {os.environ.get('MFMDA_WEIGHTS', 'not set')})", not lost, "for that profile alone: download them (page 17_scale says from where) and set MFMDA_WEIGHTS to their folder")
+    told = ", ".join(path or f"{n} not there" for n, path in files.items()) + f" (MFMDA_WEIGHTS is {os.environ.get('MFMDA_WEIGHTS', 'not set')})"
+    say("weights of the profile paper", told, not lost, "for that profile alone: download them (page 17_scale says from where) and set MFMDA_WEIGHTS to their folder")
     here = Path.cwd()
     try:
         with tempfile.TemporaryFile(dir=here): say("writing here", here, needed=True)
