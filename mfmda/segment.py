@@ -156,9 +156,10 @@ class Prediction:
 # %% ../nbs/09_segment.ipynb #17f5009c
 class Segmenter:
     "A trained network that is ready to use. `predict` for a person, calling it for a program."
-    def __init__(self, network: nn.Module, settings=None, history=None, facts: dict | None = None):
+    def __init__(self, network: nn.Module, settings=None, history=None, facts: dict | None = None, known: dict | None = None):
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.settings, self.history, self.facts = settings, history or [], facts or {}
+        self.known = known   # features of images that it was made from, see `adapt.what_is_known`; None where nobody kept them
 
     @property
     def device(self): return next(self.network.parameters()).device
@@ -181,6 +182,7 @@ class Segmenter:
             config = dict(format=1, settings=asdict(self.settings) if self.settings else None, history=self.history, facts=self.facts)
             if isinstance(self.network, SegmentationModel): config |= _save_parts(self.network, tmp)
             else: save_file(_tensors(self.network), tmp/"network.safetensors")
+            if self.known: save_file(self.known, tmp/"known.safetensors"); config |= dict(known=_fingerprint_of(self.known))
             write_json(tmp/"config.json", config)
         return Path(folder)
 
@@ -194,7 +196,7 @@ class Segmenter:
         elif network is None: raise InputError(f"{folder}: holds a network without a foundation; give from_pretrained its untrained network=.")
         else: _fill(network, folder/"network.safetensors")
         settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
-        return cls(network.to(pick_device(device)), settings, config["history"], config["facts"])
+        return cls(network.to(pick_device(device)), settings, config["history"], config["facts"], _load_known(config.get("known"), folder/"known.safetensors"))
 
 # %% ../nbs/09_segment.ipynb #b039051c
 def _tensors(module): return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
@@ -223,9 +225,15 @@ def _save_parts(model, folder):
     save_file(_tensors(model.decoder), folder/"decoder.safetensors")
     return dict(foundation=described | dict(fingerprint=_fingerprint(foundation)), decoder=model.decoder.config)
 
-def _fingerprint(foundation):
-    base = _base(foundation)
-    return fingerprint([base[k] for k in sorted(base)])
+def _fingerprint_of(tensors): return fingerprint([tensors[k] for k in sorted(tensors)])
+
+def _fingerprint(foundation): return _fingerprint_of(_base(foundation))
+
+def _load_known(wanted, path):
+    "The features that were saved with a segmenter, or None where none were."
+    if wanted is None and not path.exists(): return None
+    if wanted is None or _fingerprint_of(known := load_tensors(path)) != wanted: raise InputError(f"{path}: not the features that were saved with this segmenter; the folder mixes files of different runs, copy it again.")
+    return known
 
 def _load_parts(config, folder):
     "The inverse of `_save_parts`."
