@@ -42,6 +42,8 @@ def _parser():
     t.add_argument("--run", required=True, help="the folder of a finished adapt"); t.add_argument("--images", required=True, help="a folder of square crops, or one with images/ (and masks/)"); t.add_argument("--out", required=True); t.add_argument("--seed", type=int, default=0, help="which target image lends its palette to which"); t.add_argument("--json", action="store_true", help="print the table as JSON")
     h = commands.add_parser("report", help="one HTML file about a segmenter and what it says of a folder of photographs", epilog="example: mfmda report --model run --images photos --out report.html")
     h.add_argument("--model", required=True, help="a segmenter's folder, or that of a run of adapt"); h.add_argument("--images", required=True, help="a folder of square crops, or one with images/ (and masks/)"); h.add_argument("--out", required=True, help="the HTML file"); h.add_argument("--most", type=int, default=24, help="photographs that are shown")
+    o = commands.add_parser("export", help="a segmenter as one ONNX file, for programs without Python", epilog="example: mfmda export --model run --out segmenter.onnx")
+    o.add_argument("--model", required=True, help="a segmenter's folder, or that of a finished adapt"); o.add_argument("--out", required=True, help="the .onnx file"); o.add_argument("--size", type=int, help="pixels of the images it will be given; default: those that it was trained on")
     o = commands.add_parser("doctor", help="what this machine has, what it lacks, and what to do about it; exit status 0 if the profile mini can run here", epilog="example: mfmda doctor --json")
     o.add_argument("--json", action="store_true", help="print it as JSON")
     return p
@@ -144,6 +146,10 @@ def _doctor(args):
             if line["mend"]: print(" " * 9 + "→", line["mend"])
         print("\nThe profile mini", f"cannot run here: {', '.join(lacking)}" if lacking else "can run here: mfmda reproduce --profile mini")
     return 1 if lacking else 0
+
+def _export(args):
+    from mfmda.adapt import load_segmenter
+    print(f"{load_segmenter(args.model).to_onnx(args.out, args.size)}: images (batch, 3, size, size) in [0, 1] -> probabilities of disc and cup")
 
 def _estimate(args):
     from mfmda.scale import STAGES, estimate, measure

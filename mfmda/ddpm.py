@@ -117,10 +117,27 @@ def train_ddpm(
     return ema.average, history
 
 # %% ../nbs/03_ddpm.ipynb #9d2e2f4d
+_CARD = """---
+license: apache-2.0
+library_name: diffusers
+tags: [unconditional-image-generation, ddpm, fundus]
+---
+# A small diffusion model of fundus photographs
+Draws disc-centred crops of {size}×{size} pixels; made with [mfmda](https://arxiv.org/abs/2503.00802), an independent companion of the paper MFM-DA, to move labelled images into another camera's style. It remembers the images that it was trained on: share it only where those may be shared.
+
+**For research and teaching. Not for diagnosis**, and what it draws is no patient's eye.
+
+```python
+from diffusers import DDPMPipeline
+DDPMPipeline.from_pretrained("this folder")(num_inference_steps=100).images[0]
+```
+"""
+
 def save_ddpm(unet: UNet2DModel, folder: Path) -> Path:
     "Write U-Net and scheduler as a diffusers `DDPMPipeline` folder (safetensors), atomically."
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    with atomic_path(folder) as tmp: DDPMPipeline(unet, scheduler).save_pretrained(tmp)
+    with atomic_path(folder) as tmp:
+        DDPMPipeline(unet, scheduler).save_pretrained(tmp); (Path(tmp)/"README.md").write_text(_CARD.format(size=unet.config.sample_size), encoding="utf-8")
     return Path(folder)
 
 def load_ddpm(folder: Path) -> UNet2DModel:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRIOR', 'Decoder', 'SegmentationModel', 'segmentation_loss', 'total_loss', 'stage2_losses', 'vertical_ratio',
-           'disc_diameter', 'Prediction', 'Segmenter', 'SegmentSettings', 'choose_term', 'trained_norms',
+           'disc_diameter', 'Prediction', 'Segmenter', 'model_card', 'SegmentSettings', 'choose_term', 'trained_norms',
            'measure_statistics', 'synchronised', 'KnownMaps', 'train_segmenter']
 
 # %% ../nbs/09_segment.ipynb #ccb3df02
-import contextlib, dataclasses, json, math
+import contextlib, copy, dataclasses, io, json, math, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -184,7 +184,26 @@ class Segmenter:
             else: save_file(_tensors(self.network), tmp/"network.safetensors")
             if self.known: save_file(self.known, tmp/"known.safetensors"); config |= dict(known=_fingerprint_of(self.known))
             write_json(tmp/"config.json", config)
+            (tmp/"README.md").write_text(model_card(self), encoding="utf-8")
         return Path(folder)
+
+    def to_onnx(self,
+        path: str | Path,         # the file
+        size: int | None = None,  # pixels of the images it will be given; None: those that it was trained on
+    ) -> Path:
+        "Write one file for onnxruntime and others: `images` (B, 3, size, size) in [0, 1] → `probabilities` (B, 2, size, size); LoRA is merged into the weights. Raises `InputError` where the exporter is not installed or the size is not known."
+        size = size or self.facts.get("size")
+        if not size: raise InputError("to_onnx: this segmenter does not say how large its images were; give size=.")
+        try: import onnx, onnxscript
+        except ImportError as e: raise InputError(f"to_onnx: {e.name} is not installed; `pip install 'mfmda[export]'`.") from None
+        merged = copy.deepcopy(self.network).cpu()
+        if isinstance(merged, SegmentationModel) and isinstance(merged.foundation.backbone, peft.PeftModel): merged.foundation.backbone = merged.foundation.backbone.merge_and_unload()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")   # of the exporter, about its own future
+            program = torch.onnx.export(nn.Sequential(merged, nn.Sigmoid()).eval(), (torch.zeros(2, 3, size, size),), input_names=["images"], output_names=["probabilities"], dynamic_shapes=[{0: "batch"}], dynamo=True)
+        program.model.metadata_props.update(mfmda=json.dumps(dict(size=size, regions=["disc", "cup"], threshold=.5)))
+        with atomic_path(path) as tmp: program.save(tmp)
+        return Path(path)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, network: nn.Module | None = None, device: str = "cpu") -> "Segmenter":
@@ -197,6 +216,39 @@ class Segmenter:
         else: _fill(network, folder/"network.safetensors")
         settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
         return cls(network.to(pick_device(device)), settings, config["history"], config["facts"], _load_known(config.get("known"), folder/"known.safetensors"))
+
+# %% ../nbs/09_segment.ipynb #902d0897
+_CARD = """---
+license: apache-2.0
+library_name: mfmda
+tags: [image-segmentation, fundus, optic-disc, optic-cup, domain-adaptation]
+---
+# Optic disc and cup segmenter
+A segmenter of optic disc and cup in disc-centred crops of colour fundus photographs, made with [mfmda](https://arxiv.org/abs/2503.00802), an independent companion of the paper MFM-DA.
+
+**For research and teaching. Not for diagnosis, screening or any decision about a patient.** Nobody has tested it for that.
+
+| | |
+|---|---|
+{facts}
+
+{warnings}
+## Use
+```python
+from mfmda.segment import Segmenter
+segmenter = Segmenter.from_pretrained("this folder")
+segmenter.predict(images)   # (B, 3, H, W) in [0, 1] → disc, cup, vertical cup-to-disc ratio
+```
+`adapter/` is a folder of peft, the other weights are safetensors; `config.json` holds settings, losses and where they came from. What it says of a camera, an eye disease or an age that it was not trained on is not known.
+"""
+
+def model_card(segmenter: Segmenter) -> str:
+    "The README.md of a segmenter's folder, from what it knows of itself."
+    facts, foundation = segmenter.facts, getattr(segmenter.network, "foundation", None); origin, adaptation = facts.get("origin", {}), facts.get("adaptation")
+    lines = {"foundation": f"{foundation.name}, {foundation.image_size} px, trains {foundation.trainable}" if foundation else type(segmenter.network).__name__, "images trained on": f"{facts['images']}, {facts['size']} px" if "images" in facts else None, "seed": facts.get("seed"),
+             **{k: f"{s['camera']}, {s['images']} images (fingerprint {s['fingerprint']})" for k in ("source", "target") if (s := origin.get(k))}, "profile": origin.get("profile"), "commit": origin.get("commit"), "versions": ", ".join(f"{k} {v}" for k, v in origin.get("versions", {}).items()) or None,
+             **({"style distance to the target": f"{adaptation['style_distance_before']:.2f} before, {adaptation['style_distance']:.2f} after translation", "anatomy kept": f"{adaptation['anatomy_before']:.2f} before, {adaptation['anatomy']:.2f} after translation"} if adaptation else {})}
+    return _CARD.format(facts="\n".join(f"| {k} | {v} |" for k, v in lines.items() if v is not None), warnings="".join(f"> **Warning.** {w}\n\n" for w in (adaptation or {}).get("warnings", [])))
 
 # %% ../nbs/09_segment.ipynb #b039051c
 def _tensors(module): return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
