@@ -50,7 +50,7 @@ check-readme: $(READY)
 	$(call stage,README equals its notebook,$(INSIDE) $(TESTING) $(BIN)/python tests/pages.py readme)
 
 test-pages: $(READY) ## run every page's cells and tests (nbdev_test)
-	$(call stage,pages,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing)
+	$(call stage,pages,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print --timing --skip_file_re '^(demo|[_.])')
 
 test-smoke: $(READY) ## the smoke profile end to end, from nothing
 	$(call stage,smoke profile,rm -rf runs/smoke figures/smoke && $(TESTING) $(STEPS) --config profile=smoke rows="no_style mfm_mean_teacher same_eyes" targets=phantom_b)
