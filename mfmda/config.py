@@ -454,7 +454,7 @@ class Explorer:
         import ipywidgets
         self.draw, self.alt, starts = draw, alt, inspect.signature(draw).parameters
         self.controls = {name: ipywidgets.interactive.widget_from_abbrev(range_, starts[name].default) for name, range_ in controls.items()}
-        self.picture, self.errors, start = ipywidgets.Image(format="png", layout=dict(max_width="100%")), ipywidgets.Output(), time.perf_counter()
+        self.picture, self.errors, start = ipywidgets.Image(format="png", layout=dict(max_width="100%", align_self="flex-start")), ipywidgets.Output(), time.perf_counter()
         self.update(); took, self.still = time.perf_counter() - start, self.picture.value
         for name, control in self.controls.items():
             control.description, control.style.description_width = name.replace("_", " "), "initial"
