@@ -24,6 +24,7 @@ pages = {
     "03_ddpm": ["t", "schedule"],
     "05_adaptor": ["image", "shots seen", "adaptor", "gate"],
     "06_translate": ["start time", "guidance N", "guided until", "adaptation step"],
+    "07_foundation": ["rank", "matrix"],
     "08_alignment": ["row", "column", "in picture"],
     "10_metrics": ["eye", "threshold"],
 }
