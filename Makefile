@@ -19,7 +19,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long benchmark
+.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -66,9 +66,16 @@ benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME'
 	$(call stage,benchmarks,$(INSIDE) $(TESTING) $(BIN)/python tests/benchmarks/compare.py $(NAMES))
 	$(if $(NAMES),,$(call stage,curves,$(INSIDE) $(TESTING) $(BIN)/python tests/benchmarks/curves.py))
 
+# the browser is Debian's, whose name is chromium; playwright's own browsers are not fetched
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
+test-browser: $(READY) ## move every slider of the pages in a real browser (needs chromium and playwright)
+	@[ -n "$(CHROMIUM)" ] || { echo "test-browser needs Chromium: apt-get install chromium (or name one: make test-browser CHROMIUM=/path)." >&2; exit 1; }
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || { echo "test-browser needs playwright: $(BIN)/python -m pip install -c constraints.txt playwright" >&2; exit 1; }
+	$(call stage,browser,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs --color=no --durations=0 tests/browser/sliders.py)
+
 pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md
 	$(BIN)/nbdev_export
-	$(BIN)/nbdev_clean
+	$(BIN)/python tests/pages.py write-clean
 	$(INSIDE) $(BIN)/python tests/pages.py write-readme
 
 lab: $(READY) ## open the pages in JupyterLab

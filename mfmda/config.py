@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RECIPES', 'FUSION_BATCH', 'DEEP', 'BASE', 'PROFILES', 'OPTIONAL', 'WHOLE', 'ROWS', 'PAIRS', 'LATER',
-           'InputError', 'TrainingError', 'mend_torchvision', 'atomic_path', 'is_first', 'wait', 'write_json',
-           'read_json', 'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native', 'device_of',
-           'device_name', 'autocast', 'seed_everything', 'fingerprint', 'file_sha256', 'versions', 'git_commit',
-           'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile', 'load_profile', 'with_row', 'find_row',
-           'own_steps', 'without_low_memory', 'settings_of', 'Layout']
+           'EXPLORER_STYLE', 'InputError', 'TrainingError', 'mend_torchvision', 'atomic_path', 'is_first', 'wait',
+           'write_json', 'read_json', 'data_root', 'weights_file', 'reference_root', 'pick_device', 'bf16_is_native',
+           'device_of', 'device_name', 'autocast', 'seed_everything', 'fingerprint', 'file_sha256', 'versions',
+           'git_commit', 'peak_memory_mb', 'Stopwatch', 'provenance', 'merge', 'Profile', 'load_profile', 'with_row',
+           'find_row', 'own_steps', 'without_low_memory', 'settings_of', 'Layout', 'Explorer']
 
 # %% ../nbs/00_config.ipynb #30619b69
-import contextlib, dataclasses, hashlib, importlib.metadata, itertools, json, math, os, platform, random, subprocess, sys, tempfile, time
+import base64, contextlib, dataclasses, hashlib, importlib.metadata, inspect, io, itertools, json, math, os, platform, random, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -443,3 +443,42 @@ class Layout:
     def rivals(self, seed, target): return self.of("5_rivals", seed, target)
     def report(self): return Path(self.root)/"runs"/self.profile/"6_report"
     def segmented(self, seed, target, row=""): return self.of("5_segment", seed, target, row)
+
+# %% ../nbs/00_config.ipynb #f1e9b8b9
+# as the figures of the report: small type, thin lines, no frame; a bitmap is shown pixel by pixel
+EXPLORER_STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": False, "axes.linewidth": .6, "axes.spines.top": False,
+                  "axes.spines.right": False, "image.interpolation": "nearest", "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#222222"}
+
+class Explorer:
+    "A figure under controls: live in Jupyter; where no kernel runs, its first picture. Source of the controls: ipywidgets."
+    def __init__(self,
+        draw,            # (**values) -> matplotlib figure; the defaults of its arguments are where the controls start
+        alt: str,        # the figure in words, for who cannot see it
+        **controls,      # argument of `draw` -> (first, last), (first, last, step) or a list of choices
+    ):
+        import ipywidgets
+        self.draw, self.alt, starts = draw, alt, inspect.signature(draw).parameters
+        self.controls = {name: ipywidgets.interactive.widget_from_abbrev(range_, starts[name].default) for name, range_ in controls.items()}
+        self.picture, self.errors, start = ipywidgets.Image(format="png", layout=dict(max_width="100%", align_self="flex-start")), ipywidgets.Output(), time.perf_counter()
+        self.update(); took, self.still = time.perf_counter() - start, self.picture.value
+        for name, control in self.controls.items():
+            control.description, control.style.description_width = name.replace("_", " "), "initial"
+            if hasattr(control, "continuous_update"): control.continuous_update = took < .2     # a slow picture waits for the mouse to be let go
+            control.observe(self._moved, "value")
+        self.panel = ipywidgets.VBox([ipywidgets.HBox(list(self.controls.values()), layout=dict(flex_flow="row wrap")), self.picture, self.errors])
+
+    def update(self):
+        "Draw the figure at the values that the controls have now."
+        import matplotlib as mpl
+        with mpl.rc_context(EXPLORER_STYLE), io.BytesIO() as file:
+            self.draw(**{name: control.value for name, control in self.controls.items()}).savefig(file, format="png", dpi=100)
+            self.picture.value = file.getvalue()
+
+    def _moved(self, change):
+        self.errors.clear_output()
+        with self.errors: self.update()     # an error is shown under the picture
+
+    def _repr_mimebundle_(self, **kwargs):
+        "The live panel and the first picture, of which a page shows one."
+        bundle = self.panel._repr_mimebundle_(**kwargs) | {"text/plain": self.alt, "image/png": base64.b64encode(self.still).decode()}
+        return bundle, {"image/png": dict(alt=self.alt)}

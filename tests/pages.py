@@ -1,4 +1,4 @@
-"""Keep modules, notebooks and README.md equal: `python tests/pages.py CHECK`, CHECK = modules, clean, readme or write-readme.
+"""Keep modules, notebooks and README.md equal: `python tests/pages.py CHECK`, CHECK = modules, clean, readme, write-clean or write-readme.
 
 The notebooks are the source. Every check works on a copy, so that a failing check changes nothing.
 """
@@ -49,26 +49,53 @@ def check_modules():
     return faults, f"{len(exported)} modules equal their notebooks"
 
 
-def check_clean():
-    "Each notebook is as nbdev_clean leaves it, under 1 MB, and stores no error output."
+def without_widgets(nb):
+    "Drop, in place, what only a running kernel can show: of a widget its picture stays (see `config.Explorer`), one without a picture goes, as a progress bar."
+    nb["metadata"].pop("widgets", None)
+    for cell in nb["cells"]:
+        for output in (outputs := cell.get("outputs", [])).copy():
+            data = output.get("data", {})
+            views = [mime for mime in data if mime.startswith("application/vnd.jupyter.widget")]
+            for mime in views:
+                del data[mime]
+            if views and not any(mime.startswith("image/") for mime in data):
+                outputs.remove(output)
+
+
+def cleaned(text):
+    "The text of a notebook as it is stored: without widgets, and as nbdev_clean leaves it."
     from execnb.nbio import loads, nb2str
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
 
     os.chdir(root)
-    cell_keys = get_config().allowed_cell_metadata_keys.split()
+    nb = loads(text)
+    without_widgets(nb)
+    clean_nb(nb, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
+    return nb2str(nb)
+
+
+def check_clean():
+    "Each notebook is as `write-clean` leaves it, under 1 MB, and stores no error output."
     faults = []
     for path in notebooks():
         name, text = path.relative_to(root), path.read_text(encoding="utf-8")
-        nb = loads(text)
-        clean_nb(nb, allowed_cell_metadata_keys=cell_keys)
-        if nb2str(nb) != text:
-            faults.append(f"{name} is not clean\n" + difference(text, nb2str(nb), str(name), 12))
+        if (clean := cleaned(text)) != text:
+            faults.append(f"{name} is not clean\n" + difference(text, clean, str(name), 12))
         if len(text.encode()) > largest_notebook:
             faults.append(f"{name} has {len(text.encode()):,} bytes, more than {largest_notebook:,}: draw its pictures at a lower dpi")
         if any(o.get("output_type") == "error" for c in json.loads(text)["cells"] for o in c.get("outputs", [])):
             faults.append(f"{name} stores an error output")
     return faults, f"{len(notebooks())} notebooks are clean"
+
+
+def write_clean():
+    "Clean every notebook in place; one that is clean is not touched."
+    for path in notebooks():
+        text = path.read_text(encoding="utf-8")
+        if (clean := cleaned(text)) != text:
+            path.write_text(clean, encoding="utf-8")
+    return [], "notebooks cleaned"
 
 
 def from_root(target):
@@ -147,7 +174,7 @@ def write_readme():
 
     nb = read_index(execute=True)
     nbformat.write(nb, index)
-    subprocess.run([sys.executable, "-c", f"from nbdev.clean import nbdev_clean; nbdev_clean({str(index)!r})"], cwd=root, check=True)
+    index.write_text(cleaned(index.read_text(encoding="utf-8")), encoding="utf-8")
     partial = root / "README.md.partial"
     partial.write_text(render(read_index()), encoding="utf-8")
     partial.replace(root / "README.md")
@@ -155,7 +182,7 @@ def write_readme():
 
 
 def main():
-    checks = {"modules": check_modules, "clean": check_clean, "readme": check_readme, "write-readme": write_readme}
+    checks = {"modules": check_modules, "clean": check_clean, "readme": check_readme, "write-clean": write_clean, "write-readme": write_readme}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("check", choices=checks)
     faults, success = checks[parser.parse_args().check]()
