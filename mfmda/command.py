@@ -21,14 +21,14 @@ def _parser():
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
     s.add_argument("--target", default=""); s.add_argument("--row", default="", help="a further row by name"); s.add_argument("--root", default="."); s.add_argument("--processes", type=int, default=1, help="under torchrun: one for each GPU")
-    commands.add_parser("profiles", help="list the profiles and the further rows")
+    commands.add_parser("profiles", help="list the profiles and the further rows", epilog="example: mfmda profiles")
     a = commands.add_parser("adapt", help="adapt to a new camera: labelled source images, a few unlabelled target images", epilog="example: mfmda adapt --source refuge --target clinic --out run   (refuge/ holds images/ and masks/, clinic/ holds images/)")
     a.add_argument("--source", required=True, help="folder with images/ and masks/"); a.add_argument("--target", required=True, help="folder with images/"); a.add_argument("--out", required=True, help="everything is kept, and resumed from, here")
     a.add_argument("--profile", default="mini", help="how long and how large: a profile's name or a JSON file"); a.add_argument("--seed", type=int, default=0)
     a.add_argument("--foundation", help="a timm network"); a.add_argument("--weights", help="its weights"); a.add_argument("--model", help="a segmenter's folder, to start from"); a.add_argument("--json", action="store_true", help="print the criteria as JSON")
     d = commands.add_parser("data", help="published data sets: fetch one, or turn one into the paper's disc-centred crops", epilog="example: mfmda data crop --layout refuge --root REFUGE --part train --out refuge_train").add_subparsers(dest="what", required=True)
-    f = d.add_parser("fetch", help="fetch and unpack a data set, or say where to register for it"); f.add_argument("name", metavar="NAME", help="rigaplus; or refuge, drishti, rimone, origa"); f.add_argument("--out", required=True, help="the folder that will hold it")
-    c = d.add_parser("crop", help="crops with masks and a manifest"); c.add_argument("--layout", required=True, help="refuge, rigaplus, drishti, rimone, origa or folder"); c.add_argument("--root", required=True, help="the unpacked data set"); c.add_argument("--out", required=True, help="a new folder")
+    f = d.add_parser("fetch", help="fetch and unpack a data set, or say where to register for it", epilog="example: mfmda data fetch rigaplus --out RIGA"); f.add_argument("name", metavar="NAME", help="rigaplus; or refuge, drishti, rimone, origa"); f.add_argument("--out", required=True, help="the folder that will hold it")
+    c = d.add_parser("crop", help="crops with masks and a manifest", epilog="example: mfmda data crop --layout folder --root photographs --side 1500 --out clinic"); c.add_argument("--layout", required=True, help="refuge, rigaplus, drishti, rimone, origa or folder"); c.add_argument("--root", required=True, help="the unpacked data set"); c.add_argument("--out", required=True, help="a new folder")
     c.add_argument("--part", help="train, test, binrushed …; default: all"); c.add_argument("--side", type=int, default=800, help="native pixels; 0: the whole picture"); c.add_argument("--size", type=int, help="pixels of the files written; default: as cut")
     c.add_argument("--rater", type=int, default=1, help="of RIGA+: 1 to 6"); c.add_argument("--votes", type=int, default=3, help="of Drishti-GS1's four raters")
     e = commands.add_parser("estimate", help="how long a profile takes on this machine, before it starts: one step of each stage is measured", epilog="example: mfmda estimate --profile real64 --images 340")
@@ -92,9 +92,14 @@ def _step(args):
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1
 
+def _can_write(out):
+    place = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK): raise InputError(f"{out}: cannot be written to ({place} {'is write-protected' if place.is_dir() else 'is a file'}); give another folder.")
+
 def _adapt(args):
     from mfmda.adapt import adapt
     from mfmda.segment import Segmenter
+    _can_write(Path(args.out))                                                     # before stages are timed
     if not (Path(args.out)/"run.json").exists(): print(*expect(args.profile, args.source, args.target, bool(args.model), bool(args.foundation)), sep="\n", file=sys.stderr if args.json else sys.stdout, flush=True)
     segmenter = adapt(args.source, args.target, args.profile, args.out, args.seed, args.foundation, args.weights, Segmenter.from_pretrained(args.model) if args.model else None)
     facts = segmenter.facts["adaptation"]
@@ -210,10 +215,10 @@ def doctor() -> list[dict]:  # what, found, ok, needed (profile mini cannot run 
     say("Python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer", True)
     try: wanted = importlib.metadata.requires("mfmda") or []
     except importlib.metadata.PackageNotFoundError: wanted = PACKAGES; say("mfmda", "not installed", False, "pip install '.[reproduce]' in the checkout")
-    groups = {"": "packages", "reproduce": "notebook tools", "optional": "packages for the paper's CLIP"}
+    groups = {"": "packages", "reproduce": "notebook tools", "optional": "packages for the paper's CLIP", "export": "packages for mfmda export"}
     for extra, what in groups.items():
         names = [re.match(r"[\w.-]+", line)[0] for line in wanted if (re.search(r"extra == .(\w+)", line) or ["", ""])[1] == extra]; lost = [n for n in names if not has(n)]
-        say(what, f"{', '.join(lost)} not there" if lost else f"all {len(names)}", not lost, f"pip install {' '.join(lost)}" + (", or make any target: it installs them into .venv" if extra == "reproduce" else ""), extra != "optional")
+        say(what, f"{', '.join(lost)} not there" if lost else f"all {len(names)}", not lost, f"pip install {' '.join(lost)}" + (", or make any target: it installs them into .venv" if extra == "reproduce" else ""), extra not in ("optional", "export"))
     say("versions", ", ".join(f"{k} {v}" for k, v in versions().items() if k != "python"))
     try:
         import torch

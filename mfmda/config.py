@@ -277,7 +277,7 @@ PROFILES["shots64"] = PROFILES["real64"] | dict(note="REFUGE (Canon CR-2) to the
 PROFILES["mini_vit"] = PROFILES["mini"] | dict(note="mini on one target, with a ViT pretrained by masked autoencoding as the foundation",
                                                targets={"phantom_b": PROFILES["mini"]["targets"]["phantom_b"]}, foundation=dict(candidates=["vit_mae"]))
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
-PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: what this companion's choices were made on", targets={
+PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: for choices that no table may decide", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
 def _retaken(camera, start, count): return f"crops:refuge_test?camera={camera}&zoom=1.5&largest=160&start={start}&count={count}"
 PROFILES["dev64"] = PROFILES["real64"] | dict(note="real64 on two development shifts: photographs of large cups, magnified, through development cameras", seeds=[0], rows=[],

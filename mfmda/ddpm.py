@@ -118,12 +118,12 @@ def train_ddpm(
 
 # %% ../nbs/03_ddpm.ipynb #9d2e2f4d
 _CARD = """---
-license: apache-2.0
+license: other
 library_name: diffusers
 tags: [unconditional-image-generation, ddpm, fundus]
 ---
 # A small diffusion model of fundus photographs
-Draws disc-centred crops of {size}×{size} pixels; made with [mfmda](https://arxiv.org/abs/2503.00802), an independent companion of the paper MFM-DA, to move labelled images into another camera's style. It remembers the images that it was trained on: share it only where those may be shared.
+Draws disc-centred crops of {size}×{size} pixels; made with mfmda, an independent companion of the paper [MFM-DA](https://arxiv.org/abs/2503.00802), to move labelled images into another camera's style. It remembers the images that it was trained on: share it only where those may be shared, under their terms. (mfmda's code is Apache 2.0.)
 
 **For research and teaching. Not for diagnosis**, and what it draws is no patient's eye.
 

@@ -195,7 +195,7 @@ class Segmenter:
         size = size or self.facts.get("size")
         if not size: raise InputError("to_onnx: this segmenter does not say how large its images were; give size=.")
         try: import onnx, onnxscript
-        except ImportError as e: raise InputError(f"to_onnx: {e.name} is not installed; `pip install 'mfmda[export]'`.") from None
+        except ImportError as e: raise InputError(f"to_onnx: {e.name} is not installed; `pip install onnx onnxscript`.") from None
         merged = copy.deepcopy(self.network).cpu()
         if isinstance(merged, SegmentationModel) and isinstance(merged.foundation.backbone, peft.PeftModel): merged.foundation.backbone = merged.foundation.backbone.merge_and_unload()
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -219,12 +219,12 @@ class Segmenter:
 
 # %% ../nbs/09_segment.ipynb #902d0897
 _CARD = """---
-license: apache-2.0
+license: other
 library_name: mfmda
 tags: [image-segmentation, fundus, optic-disc, optic-cup, domain-adaptation]
 ---
 # Optic disc and cup segmenter
-A segmenter of optic disc and cup in disc-centred crops of colour fundus photographs, made with [mfmda](https://arxiv.org/abs/2503.00802), an independent companion of the paper MFM-DA.
+A segmenter of optic disc and cup in disc-centred crops of colour fundus photographs, made with mfmda, an independent companion of the paper [MFM-DA](https://arxiv.org/abs/2503.00802).
 
 **For research and teaching. Not for diagnosis, screening or any decision about a patient.** Nobody has tested it for that.
 
@@ -236,10 +236,14 @@ A segmenter of optic disc and cup in disc-centred crops of colour fundus photogr
 ## Use
 ```python
 from mfmda.segment import Segmenter
-segmenter = Segmenter.from_pretrained("this folder")
-segmenter.predict(images)   # (B, 3, H, W) in [0, 1] → disc, cup, vertical cup-to-disc ratio
+segmenter = Segmenter.from_pretrained("this folder")   # a network without a foundation has to be given: network=
+segmenter.predict(images)                              # (B, 3, H, W) in [0, 1] → disc, cup, vertical cup-to-disc ratio
 ```
-`adapter/` is a folder of peft, the other weights are safetensors; `config.json` holds settings, losses and where they came from. What it says of a camera, an eye disease or an age that it was not trained on is not known.
+Where LoRA was trained, `adapter/` is a folder of peft; the other weights are safetensors; `config.json` holds settings, losses and where they came from.
+
+Licence: mfmda's code is Apache 2.0. These weights are bound by the licence of the network that they start from, and by the terms of the pictures that they were trained on.
+
+What it says of a camera, an eye disease or an age that it was not trained on is not known.
 """
 
 def model_card(segmenter: Segmenter) -> str:
