@@ -652,7 +652,7 @@ def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:
 def table2(
     rows: pd.DataFrame,     # of per_image.csv
     further: pd.DataFrame,  # of `read_further`
-) -> pd.DataFrame:          # row, against, group, label, targets, seeds, disc, cup, against_disc, against_cup, difference, low, high, p, n, p_holm
+) -> pd.DataFrame:          # row, against, group, label, targets, seeds, which_seeds, disc, cup, against_disc, against_cup, difference, low, high, p, n, p_holm
     "Each further row beside MFM-DA (or the row that `ROWS` names as `against`), on the same targets, seeds and images."
     mean_dice = lambda t: t.assign(dice=(t.disc_dice + t.cup_dice) / 2).groupby("image").dice.mean()   # an eye that several cameras saw counts once
     out = []
@@ -661,7 +661,7 @@ def table2(
         against = ROWS[name].get("against", "mfm_da"); theirs = rows[rows.method == against].merge(runs)
         a, b = mean_dice(mine), mean_dice(theirs); b = b.loc[a.index]
         test = paired_test(a.to_numpy(), b.to_numpy()); low, high = bootstrap_interval((a - b).to_numpy())
-        out.append(dict(row=name, against=against, group=ROWS[name]["group"], label=ROWS[name]["label"], targets=" ".join(dict.fromkeys(runs.target)), seeds=runs.seed.nunique(), disc=mine.disc_dice.mean(), cup=mine.cup_dice.mean(),
+        out.append(dict(row=name, against=against, group=ROWS[name]["group"], label=ROWS[name]["label"], targets=" ".join(dict.fromkeys(runs.target)), seeds=runs.seed.nunique(), which_seeds=" ".join(map(str, sorted(set(runs.seed)))), disc=mine.disc_dice.mean(), cup=mine.cup_dice.mean(),
                         against_disc=theirs.disc_dice.mean(), against_cup=theirs.cup_dice.mean(), difference=test.difference, low=low, high=high, p=test.p, n=test.n))
     return pd.DataFrame(out).assign(p_holm=lambda t: holm(t.p)).round(6) if out else pd.DataFrame()
 
@@ -669,8 +669,8 @@ def table2_markdown(table: pd.DataFrame, note: str) -> str:  # of `table2`
     "Markdown: one line a row, under the MFM-DA that it is compared with."
     signed = lambda x: ("+" if x >= 0 else "−") + number(abs(x))
     lines = ["| row | targets | disc | cup | change of mean Dice | 95 % interval | p (Holm) |", "| --- | --- | --- | --- | --- | --- | --- |"]
-    for (targets, against), part in table.groupby(["targets", "against"], sort=False):
-        first = part.iloc[0]; where = ", ".join(map(domain_name, targets.split()))
+    for (targets, against, seeds), part in table.groupby(["targets", "against", "which_seeds"], sort=False):
+        first = part.iloc[0]; where = ", ".join(map(domain_name, targets.split())) + (f" (seed{'s' * (' ' in seeds)} {seeds.replace(' ', ', ')})" if table.which_seeds.nunique() > 1 else "")
         lines.append(f"| **{METHODS[against].rstrip('*')}** | {where} | {number(first.against_disc)} | {number(first.against_cup)} | – | – | – |")
         for group, rows in part.groupby("group", sort=False):
             lines.append(f"| *{group}* | | | | | | |")
