@@ -66,7 +66,7 @@ def test_import_is_light():
 def test_module_needs_only_what_is_declared(module):
     at_import, on_use = imports(root / "mfmda" / f"{module}.py")
     assert not undeclared(at_import, declared("requirements")), "add it to requirements in settings.ini"
-    assert not undeclared(on_use, declared("requirements") | declared("reproduce_requirements") | declared("optional_requirements"))
+    assert not undeclared(on_use, declared("requirements") | declared("reproduce_requirements") | declared("optional_requirements") | declared("export_requirements"))
 
 
 @pytest.fixture(scope="module")
