@@ -89,7 +89,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                  'mfmda.baselines.self_information': ('baselines.html#self_information', 'mfmda/baselines.py'),
                                  'mfmda.baselines.tent': ('baselines.html#tent', 'mfmda/baselines.py')},
             'mfmda.command': { 'mfmda.command._adapt': ('command.html#_adapt', 'mfmda/command.py'),
-                               'mfmda.command._can_write': ('command.html#_can_write', 'mfmda/command.py'),
                                'mfmda.command._complain': ('command.html#_complain', 'mfmda/command.py'),
                                'mfmda.command._data': ('command.html#_data', 'mfmda/command.py'),
                                'mfmda.command._doctor': ('command.html#_doctor', 'mfmda/command.py'),

@@ -84,11 +84,12 @@ def _same_run(folder, what):
         if other: raise InputError(f"{folder}: holds a run with another {', '.join(other)}; give another folder, or delete this one.")
     else: write_json(sheet, what)
 
-def writable(folder: Path) -> Path:
-    "Make a folder; `InputError` where nothing can be written into it."
+def writable(folder: Path, make: bool = True) -> Path:
+    "Make a folder, or only see whether it could be made; `InputError` where nothing can be written into it."
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder): return Path(folder)
+        if make: Path(folder).mkdir(parents=True, exist_ok=True)
+        there = next(p for p in (Path(folder).resolve(), *Path(folder).resolve().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=there): return Path(folder)
     except OSError as e: raise InputError(f"{folder}: cannot be written to ({e.strerror}); give another folder.") from None
 
 def _keep(folder, dataset):

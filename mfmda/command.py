@@ -92,14 +92,10 @@ def _step(args):
     try: run_step(args.step, output, **parameters)
     except InputError as e: print(f"mfmda: {e}", file=sys.stderr); return 1
 
-def _can_write(out):
-    place = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK): raise InputError(f"{out}: cannot be written to ({place} {'is write-protected' if place.is_dir() else 'is a file'}); give another folder.")
-
 def _adapt(args):
-    from mfmda.adapt import adapt
+    from mfmda.adapt import adapt, writable
     from mfmda.segment import Segmenter
-    _can_write(Path(args.out))                                                     # before stages are timed
+    writable(Path(args.out), make=False)                                           # before stages are timed
     if not (Path(args.out)/"run.json").exists(): print(*expect(args.profile, args.source, args.target, bool(args.model), bool(args.foundation)), sep="\n", file=sys.stderr if args.json else sys.stdout, flush=True)
     segmenter = adapt(args.source, args.target, args.profile, args.out, args.seed, args.foundation, args.weights, Segmenter.from_pretrained(args.model) if args.model else None)
     facts = segmenter.facts["adaptation"]

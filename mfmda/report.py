@@ -89,6 +89,7 @@ class Run:
     translation: pd.DataFrame  # anatomy kept and target distance by adaptation step
     recipes: pd.DataFrame      # the same for whole translated sets, by recipe
     steps: list                # every result.json
+    earlier: "Earlier | None" = None  # where seeds were taken from, that were not run here
     def first(self, step): return next(s for s in self.steps if s["step"] == step)
 
 def _check_rows(rows, file, step, methods, target, seed, images):
@@ -157,7 +158,7 @@ def read_run(profile: Profile, root: Path = Path(".")) -> Run:
                 _check_rows(segmented[1], layout.segmented(seed, target)/"per_image.csv", "5_segment", [m for m in METHODS if not m.endswith("source")], home, seed, home_images)
     rows = pd.concat(rows, ignore_index=True)
     if rows.duplicated(KEYS).any(): raise InputError(f"runs of profile {profile.name!r}: two rows for {tuple(rows[rows.duplicated(KEYS)].iloc[0][KEYS])}; expected one.")
-    return Run(profile, sort_rows(rows, profile), pd.concat(translation, ignore_index=True), pd.DataFrame(recipes), steps)
+    return Run(profile, sort_rows(rows, profile), pd.concat(translation, ignore_index=True), pd.DataFrame(recipes), steps, earlier)
 
 def _read_translation(layout, target, seed):
     a, t = layout.adapted(seed, target), layout.translated(seed, target)
@@ -632,10 +633,10 @@ def paired_table(rows: pd.DataFrame, method: str = "mfm_da") -> pd.DataFrame:  #
 # %% ../nbs/12_report.ipynb #ccb872d7
 def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:  # rows like per_image.csv with the row's name as method, and their steps' results
     "Results of the rows in `ROWS` that were run; damaged files and results of other settings raise `InputError`."
-    layout, found, steps, earlier = Layout(run.profile.name, root), [], [], read_earlier(run.profile, root)
-    if earlier and earlier.further:
-        for s in earlier.further: _same(s, run.profile, s["row"])
-        found.append(earlier.tables["per_image_further"]); steps += earlier.further
+    layout, found, steps = Layout(run.profile.name, root), [], []
+    if run.earlier and run.earlier.further:
+        for s in run.earlier.further: _same(s, run.profile, s["row"])
+        found.append(run.earlier.tables["per_image_further"]); steps += run.earlier.further
     for seed, target, row in [(s, t, r) for r in ROWS for s in run.profile.seeds for t in run.profile.targets]:
         if not (layout.segmented(seed, target, row)/"result.json").is_file(): continue
         own = [read_result(layout.of(step, seed, target, row)/"result.json", step, ["row", "shots"]) for step in own_steps(row)]
@@ -835,8 +836,8 @@ def run_record(
     report: dict,   # `config.provenance` of the report step
 ) -> dict:
     "`run.json`: the report's own provenance, what each step recorded, and their totals."
-    ends = lambda s: {k: s[k] for k in ("shortcut",) if k in s} if not s.get("history") else dict(shortcut=[{k: h[k] for k in ("gate", "delta_shift", "consistency", "dc_floor")} for h in (s["history"][0], s["history"][-1])])   # of stage 1: paper_vs_code shows it
-    brief = lambda s: ends(s) | {k: s[k] for k in ("step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
+    ends = lambda s: {} if not s.get("history") else dict(shortcut=[{k: h[k] for k in ("gate", "delta_shift", "consistency", "dc_floor")} for h in (s["history"][0], s["history"][-1])])   # of stage 1: paper_vs_code shows it
+    brief = lambda s: ends(s) | {k: s[k] for k in ("shortcut", "step", "seed", "target", "row", "wall_s", "parts_s", "peak_memory_mb", "commit", "data_fingerprint", "versions", "shots", "chosen", "test_fingerprint", "size_ratio") if k in s}
     first = lambda step, key: run.first(step).get(key)
     return report | dict(profile=run.profile.name, source=run.profile.source["name"], targets=list(run.profile.targets), seeds=list(run.profile.seeds),
         foundation={s["seed"]: s["chosen"] for s in run.steps if s["step"] == "4_foundation"}, foundation_description=first("4_foundation", "foundation"),

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import plain
 from mfmda import ddpm, phantom, translate
 from mfmda.adaptor import DynamicInstanceAwareAdaptor
-from mfmda.config import BASE, InputError, RECIPES, git_commit, load_profile, read_json, versions, write_json
+from mfmda.config import BASE, RECIPES, git_commit, load_profile, read_json, versions, write_json
 from mfmda.data import augment, draw_augmentation, load_phantoms
 from mfmda.encoders import StyleFeatures, clip_encoder, efficientnet_encoder, style_loss
 from mfmda.foundation import build_foundation
