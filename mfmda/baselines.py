@@ -159,13 +159,14 @@ class SmallUNet(nn.Module):
     "A U-Net with one level for each entry of `channels`; `InputError` where a side is no multiple of 2^(levels − 1)."
     def __init__(self,
         channels: tuple[int, ...] = (16, 32, 64, 128),  # fine to coarse
+        regions: int = 2,                               # logits, one for each region
     ):
         super().__init__()
         self.down = nn.ModuleList(_double_conv(a, b) for a, b in zip((3, *channels), channels))
         self.up = nn.ModuleList(_double_conv(a + b, b) for a, b in zip(channels[:0:-1], channels[-2::-1]))
-        self.head = nn.Conv2d(channels[0], 2, 1)
+        self.head = nn.Conv2d(channels[0], regions, 1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) in [0, 1] -> (B, 2, H, W) logits of disc and cup
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, 3, H, W) in [0, 1] -> logits (B, regions, H, W): of disc and cup
         step = 2 ** len(self.up)
         if images.shape[-1] % step or images.shape[-2] % step:
             raise InputError(f"images: {tuple(images.shape[-2:])} pixels; expected multiples of {step} for {len(self.down)} levels.")
@@ -179,7 +180,7 @@ class SmallUNet(nn.Module):
 def _copied(segmenter, shots, name):
     if not trained_norms(segmenter.network): raise InputError(f"{type(segmenter.network).__name__}: has no batch normalisation to adapt; expected a network that has.")
     if shots.dtype != torch.uint8 or shots.ndim != 4 or not len(shots): raise InputError(f"shots: found {shots.dtype} {tuple(shots.shape)}; expected torch.uint8 (K, 3, S, S) with K ≥ 1.")
-    return Segmenter(copy.deepcopy(segmenter.network), segmenter.settings, segmenter.history, segmenter.facts | dict(adapted=name)), shots.float().to(segmenter.device) / 255
+    return Segmenter(copy.deepcopy(segmenter.network), segmenter.settings, segmenter.history, segmenter.facts | dict(adapted=name), task=segmenter.task), shots.float().to(segmenter.device) / 255
 
 def adabn(
     segmenter: Segmenter,  # trained on the source; it is not changed

@@ -25,7 +25,8 @@ def _parser():
     a = commands.add_parser("adapt", help="adapt to a new camera: labelled source images, a few unlabelled target images", epilog="example: mfmda adapt --source refuge --target clinic --out run   (refuge/ holds images/ and masks/, clinic/ holds images/)")
     a.add_argument("--source", required=True, help="folder with images/ and masks/"); a.add_argument("--target", required=True, help="folder with images/"); a.add_argument("--out", required=True, help="everything is kept, and resumed from, here")
     a.add_argument("--profile", default="mini", help="how long and how large: a profile's name or a JSON file"); a.add_argument("--seed", type=int, default=0)
-    a.add_argument("--foundation", help="a timm network"); a.add_argument("--weights", help="its weights"); a.add_argument("--model", help="a segmenter's folder, to start from"); a.add_argument("--json", action="store_true", help="print the criteria as JSON")
+    a.add_argument("--foundation", help="a timm network"); a.add_argument("--weights", help="its weights"); a.add_argument("--model", help="a segmenter's folder, to start from"); a.add_argument("--like", metavar="RUN", help="the folder of a run with the same source, profile and seed, whose networks of the source are copied: a second camera costs less")
+    a.add_argument("--regions", nargs="+", metavar="NAME", help="what label 1, 2 … of the masks stand for, such as: --regions vessel; default: disc and cup"); a.add_argument("--nested", action="store_true", help="each of the regions lies within the one before it"); a.add_argument("--json", action="store_true", help="print the criteria as JSON")
     d = commands.add_parser("data", help="published data sets: fetch one, or turn one into the paper's disc-centred crops", epilog="example: mfmda data crop --layout refuge --root REFUGE --part train --out refuge_train").add_subparsers(dest="what", required=True)
     f = d.add_parser("fetch", help="fetch and unpack a data set, or say where to register for it", epilog="example: mfmda data fetch rigaplus --out RIGA"); f.add_argument("name", metavar="NAME", help="rigaplus; or refuge, drishti, rimone, origa"); f.add_argument("--out", required=True, help="the folder that will hold it")
     c = d.add_parser("crop", help="crops with masks and a manifest", epilog="example: mfmda data crop --layout folder --root photographs --side 1500 --out clinic"); c.add_argument("--layout", required=True, help="refuge, rigaplus, drishti, rimone, origa or folder"); c.add_argument("--root", required=True, help="the unpacked data set"); c.add_argument("--out", required=True, help="a new folder")
@@ -94,10 +95,13 @@ def _step(args):
 
 def _adapt(args):
     from mfmda.adapt import adapt, writable
+    from mfmda.data import DISC_CUP, Task
     from mfmda.segment import Segmenter
+    if args.nested and not args.regions: raise InputError("--nested: says how --regions lie; name these too, or leave both out for disc and cup.")
+    task = Task(args.regions, args.nested) if args.regions else DISC_CUP
     writable(Path(args.out), make=False)                                           # before stages are timed
-    if not (Path(args.out)/"run.json").exists(): print(*expect(args.profile, args.source, args.target, bool(args.model), bool(args.foundation)), sep="\n", file=sys.stderr if args.json else sys.stdout, flush=True)
-    segmenter = adapt(args.source, args.target, args.profile, args.out, args.seed, args.foundation, args.weights, Segmenter.from_pretrained(args.model) if args.model else None)
+    if not (Path(args.out)/"run.json").exists(): print(*expect(args.profile, args.source, args.target, bool(args.model), bool(args.foundation), bool(args.like)), sep="\n", file=sys.stderr if args.json else sys.stdout, flush=True)
+    segmenter = adapt(args.source, args.target, args.profile, args.out, args.seed, args.foundation, args.weights, Segmenter.from_pretrained(args.model) if args.model else None, task, args.like)
     facts = segmenter.facts["adaptation"]
     if args.json: print(json.dumps(facts)); return
     print(f"\nsegmenter: {Path(args.out)/'segmenter'}\nstyle distance to the target: {facts['style_distance_before']:.2f} before, {facts['style_distance']:.2f} after\nanatomy kept: {facts['anatomy_before']:.2f} before, {facts['anatomy']:.2f} after")
@@ -128,9 +132,9 @@ def _evaluate(args):
 
 def _translate(args):
     from mfmda.adapt import translate_folder
-    rows = translate_folder(args.run, args.images, args.out, args.seed); none = sum(r.get("disc_found") == "no" for r in rows)
+    rows = translate_folder(args.run, args.images, args.out, args.seed); none = sum(r.get("found") == "no" for r in rows)
     if args.json: print(json.dumps(rows))
-    else: print(f"{sum(not r['error'] for r in rows)} images translated: {Path(args.out)/'images'}" + (f"\nin {none} of them no disc was found: these have one palette" if none else ""))
+    else: print(f"{sum(not r['error'] for r in rows)} images translated: {Path(args.out)/'images'}" + (f"\nin {none} of them no region was found: these have one palette" if none else ""))
     return _complain(rows)
 
 def _report(args):
@@ -150,7 +154,7 @@ def _doctor(args):
 
 def _export(args):
     from mfmda.adapt import load_segmenter
-    print(f"{load_segmenter(args.model).to_onnx(args.out, args.size)}: images (batch, 3, size, size) in [0, 1] -> probabilities of disc and cup")
+    model = load_segmenter(args.model); print(f"{model.to_onnx(args.out, args.size)}: images (batch, 3, size, size) in [0, 1] -> probabilities of {' and '.join(model.task.regions)}")
 
 def _estimate(args):
     from mfmda.scale import STAGES, estimate, measure
@@ -171,6 +175,7 @@ def _data(args):
 def expect(
     profile: str, source: str | Path, target: str | Path,  # as `adapt` takes them: a profile's name or file, and folders with images/
     model: bool = False, foundation: bool = False,         # whether it starts from a segmenter, or tunes a network that the profile does not name
+    like: bool = False,                                    # whether another run lends what it trained on the source
     worth: int = 50, patience: float = 60.,                # stages of fewer steps are not timed, nor is any after so many seconds
 ) -> list[str]:                                            # what to print
     "The stages of `adapt`, their steps, and about how long they take here. `InputError` for folders without pictures."
@@ -178,7 +183,8 @@ def expect(
     from mfmda.scale import STAGES, step_at
     p = load_profile(profile); a, recipe, n = p.adapt, p.recipes["default"], len(_files(Path(source)/"images")); _files(Path(target)/"images")
     drawn = math.ceil(n * (1 - p.validation) * recipe["redraw"]) + a["score_images"] * (a["steps"] // a["score_every"] + 1)
-    times = dict(source_ddpm=p.ddpm["steps"] * p.ddpm["accumulate"], fusion=a["warmup_steps"], adaptation=a["steps"], translation_default=drawn, segmentation=p.segment["steps"] * (3 if recipe["recolour"] == "regions" and not model else 2))
+    times = dict(source_ddpm=p.ddpm["steps"] * p.ddpm["accumulate"], fusion=a["warmup_steps"], adaptation=a["steps"], translation_default=drawn, segmentation=p.segment["steps"] * (1 if like else 3 if recipe["recolour"] == "regions" and not model else 2))
+    if like: del times["source_ddpm"], times["fusion"]
     lines, total, left, start = [f"profile {p.name}, {n} source images:"], 0., False, time.perf_counter()
     for stage, often in times.items():
         # another network than the profile's would be another step, and a step that is not worth a measurement takes little time

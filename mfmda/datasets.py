@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 from .config import InputError, atomic_path, file_sha256, write_json
-from .data import SUFFIXES, read_image, read_mask, read_mask_pair, resize_labels
+from .data import SUFFIXES, read_image, read_mask, read_region_masks, resize_labels
 
 # %% ../nbs/16_datasets.ipynb #7c64dd9d
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def read_photo_mask(
     if not photo.masks: return None
     if photo.masks[0].suffix == ".mat": return _matlab(photo.masks[0])
     if len(photo.masks) == 1: return read_mask(photo.masks[0])
-    if not photo.masks[0].stem.endswith("Softmap"): return read_mask_pair(*photo.masks)
+    if not photo.masks[0].stem.endswith("Softmap"): return read_region_masks(photo.masks)
     if votes not in range(1, 5): raise InputError(f"votes={votes!r}: expected 1 to 4 of the four raters.")
     disc, cup = (read_image(p)[..., 0] for p in photo.masks)
     if disc.shape != cup.shape: raise InputError(f"{photo.masks[1]}: {cup.shape[1]}×{cup.shape[0]} pixels, but {photo.masks[0]} has {disc.shape[1]}×{disc.shape[0]}; expected the same.")

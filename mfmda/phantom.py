@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REAL', 'CAMERAS', 'TARGETS', 'measure_image', 'measure_mask', 'measure_set', 'Eye', 'draw_eye', 'draw_mask',
-           'log_reflectance', 'CameraStyle', 'photograph', 'find_style', 'phantom_batch', 'colour_distance',
-           'random_camera', 'rephotograph']
+           'log_reflectance', 'CameraStyle', 'photograph', 'find_style', 'phantom_batch', 'draw_vessel_mask',
+           'colour_distance', 'random_camera', 'rephotograph']
 
 # %% ../nbs/01_phantom.ipynb #58507cc2
 import io
@@ -449,6 +449,16 @@ def phantom_batch(
     images = [photograph(eye, style, size, rng).transpose(2, 0, 1) for eye, rng in zip(eyes, shots)]
     masks = [draw_mask(eye, size) for eye in eyes]
     return np.array(images, np.uint8).reshape(-1, 3, size, size), np.array(masks, np.uint8).reshape(-1, size, size)
+
+# %% ../nbs/01_phantom.ipynb #888eb698
+def draw_vessel_mask(
+    eye: Eye,
+    size: int,  # pixels
+    camera: "str | CameraStyle | None" = None,  # of `find_style`: without what its field does not show; None: everything
+) -> np.ndarray:  # uint8 (S,S): 0 background, 1 vessel
+    "The vessels of an eye that absorb enough to be seen."
+    drawn = (_absorbance(eye.vessels, size) >= .12).reshape(size, size)
+    return (drawn if camera is None else drawn & (_field(eye, find_style(camera).edge, size)[1] > .5)).astype(np.uint8)
 
 # %% ../nbs/01_phantom.ipynb #c545c48d
 TARGETS = ("phantom_b", "phantom_c", "phantom_d")

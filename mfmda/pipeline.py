@@ -72,17 +72,17 @@ def segment_settings(profile: Profile):
     from mfmda.segment import SegmentSettings
     return SegmentSettings(**profile.segment, precision=profile.precision)
 
-def new_mfm(profile: Profile, name: str, weights, seed: int):
-    "A fresh foundation with its decoder: the starting point of every row with an asterisk."
+def new_mfm(profile: Profile, name: str, weights, seed: int, prior=None):
+    "A fresh foundation with its decoder: the starting point of every row with an asterisk. prior: share of an image that each region takes (`segment.region_shares`); None: those of disc and cup."
     import torch
     from mfmda.foundation import build_foundation
-    from mfmda.segment import SegmentationModel
+    from mfmda.segment import PRIOR, SegmentationModel
     f = dict(profile.foundation)
     # a profile's input size, and layer names that are no attention's, are those of the packaged CNN; the ViT brings its own
     if name == "vit_mae": f |= dict(image_size=None, lora=f["lora"] | ({} if "attn" in str(f["lora"]["targets"]) else dict(targets=None)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)                    # LoRA's A is drawn at random
-        return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed)
+        return SegmentationModel(build_foundation(name, weights, f["trainable"], f["lora"], f["image_size"]), seed=seed, prior=prior or PRIOR)
 
 def same_eyes(profile: Profile, target: str, ids):
     "The source's eyes `ids` through the target's camera: what a perfect change of style would give. Phantoms alone have such pictures."
@@ -91,12 +91,12 @@ def same_eyes(profile: Profile, target: str, ids):
     rest = profile.source["train"].partition(":")[2]
     return load_set(f"phantom:{camera}?{rest.partition('?')[2]}", profile.size).by_id(ids)
 
-def new_unet(seed: int):
-    "The small U-Net from scratch."
+def new_unet(seed: int, regions: int = 2):
+    "The small U-Net from scratch, with a logit for each region."
     import torch
     from mfmda.baselines import SmallUNet
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed); return SmallUNet()
+        torch.manual_seed(seed); return SmallUNet(regions=regions)
 
 # %% ../nbs/13_pipeline.ipynb #08d695e1
 def foundation_weights(profile: Profile, name: str, folder: Path):

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from .config import FUSION_BATCH, InputError, atomic_path, autocast, device_of, fingerprint, load_profile, pick_device, read_json, reference_root, without_low_memory, write_json
 from .training import agreed, draw, fit, gaussian, processes, share, spare_memory, together
-from .data import FundusSet, disc_cup, draw_references, load_set
+from .data import DISC_CUP, FundusSet, Task, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
 from .encoders import encode_all, style_loss
@@ -225,8 +225,9 @@ def _moments(x, weight, eps):
     return mean, (centred * weight.flatten(2)) @ centred.mT / n[..., None] + eps * torch.eye(3)
 
 def find_discs(segmenter, images: torch.Tensor) -> torch.Tensor:  # (K, 3, S, S) uint8 -> (K, S, S) bool
-    "Where `segmenter(images) -> (B, 2, H, W)`, trained on the source, sees the disc in unlabelled images."
-    with torch.no_grad(): return torch.cat([segmenter(x.float() / 255)[:, 0] > .5 for x in images.split(64)])
+    "Where `segmenter(images) -> (B, C, H, W)`, trained on the source, sees the disc in unlabelled images; of another task, any of its regions."
+    task = getattr(segmenter, "task", DISC_CUP)
+    with torch.no_grad(): return torch.cat([task.to_labels(segmenter(x.float() / 255)) > 0 for x in images.split(64)])
 
 # %% ../nbs/06_translate.ipynb #87b59fb1
 @torch.no_grad()
@@ -297,24 +298,25 @@ def vary_colours(images: torch.Tensor, seed: int = 0) -> torch.Tensor:  # (N, 3,
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 # %% ../nbs/06_translate.ipynb #8feb7a50
-def anatomy_kept(scorer, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:  # (N, 2): disc, cup
-    "Dice of `scorer(images) -> (B, 2, H, W)` probabilities, at .5, against the masks (N, H, W) that came with the source images."
+def anatomy_kept(scorer, images: torch.Tensor, masks: torch.Tensor, task: Task = DISC_CUP) -> torch.Tensor:  # (N, C): disc, cup
+    "Dice of `scorer(images) -> (B, C, H, W)` probabilities, at .5, against the masks (N, H, W) that came with the source images; NaN for a region that an image does not show."
     with torch.no_grad(): predicted = torch.cat([scorer(b) > .5 for b in images.split(64)])
-    truth = disc_cup(masks) > .5
-    both = (predicted & truth).sum((2, 3)).float()
-    return 2 * both / (predicted.sum((2, 3)) + truth.sum((2, 3))).clamp(min=1)
+    truth = task.to_regions(masks) > .5; shown = truth.sum((2, 3))
+    dice = 2 * (predicted & truth).sum((2, 3)).float() / (predicted.sum((2, 3)) + shown).clamp(min=1)
+    return dice.where(shown > 0, torch.nan)
 
 @torch.no_grad()
 def style_distance(images: torch.Tensor, style, target_grams: list) -> float:
     "Relative Gram difference of images (N, 3, S, S) from the targets, summed over layers, averaged over images."
     return sum(style_loss(style.gram_matrices(b.to(target_grams[0].device)), target_grams, relative=True).item() * len(b) for b in images.split(32)) / len(images)
 
-def score_translation(images, masks, scorer, data: Stage1, seed: int = 0) -> dict:
+def score_translation(images, masks, scorer, data: Stage1, seed: int = 0, task: Task = DISC_CUP) -> dict:
     "Anatomy kept, target distance in f, and style distance of translated images (N, 3, S, S)."
     f = encode_all(data.encoder, images, 32)
-    disc, cup = anatomy_kept(scorer, images, masks).mean(0).tolist()
+    kept = anatomy_kept(scorer, images, masks, task).nanmean(0)
+    if kept.isnan().all(): raise InputError(f"none of the {len(masks)} masks shows {' or '.join(task.regions)}; expected labelled images that do, to see whether a translation keeps them.")
     distance = leave_out_target_distance(f, data.f_target, seed=seed) if len(data.f_target) > 2 else None   # too few shots to leave some out
-    return dict(disc_kept=disc, cup_kept=cup, anatomy_kept=(disc + cup) / 2, target_distance=distance,
+    return dict(**{f"{region}_kept": None if math.isnan(k) else k for region, k in zip(task.regions, kept.tolist())}, anatomy_kept=kept.nanmean().item(), target_distance=distance,
                 style_distance=style_distance(images, data.style, data.target_grams))
 
 # %% ../nbs/06_translate.ipynb #b8b3f227
