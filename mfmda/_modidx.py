@@ -598,6 +598,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                 'mfmda.training.share': ('training.html#share', 'mfmda/training.py'),
                                 'mfmda.training.spare_memory': ('training.html#spare_memory', 'mfmda/training.py'),
                                 'mfmda.training.together': ('training.html#together', 'mfmda/training.py'),
+                                'mfmda.training.tracked': ('training.html#tracked', 'mfmda/training.py'),
                                 'mfmda.training.warmup_cosine': ('training.html#warmup_cosine', 'mfmda/training.py')},
             'mfmda.translate': { 'mfmda.translate.ContentFusion': ('translate.html#contentfusion', 'mfmda/translate.py'),
                                  'mfmda.translate.ContentFusion.__init__': ('translate.html#contentfusion.__init__', 'mfmda/translate.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['draw', 'processes', 'share', 'gaussian', 'together', 'agreed', 'save_checkpoint', 'load_checkpoint', 'alone',
-           'MovingAverage', 'fit', 'spare_memory', 'warmup_cosine', 'polynomial']
+           'MovingAverage', 'tracked', 'fit', 'spare_memory', 'warmup_cosine', 'polynomial']
 
 # %% ../nbs/00_training.ipynb #13377a54
-import contextlib, math, os, sys, time
+import contextlib, math, os, re, sys, time
 from pathlib import Path
 import torch
 from torch import nn
@@ -133,6 +133,24 @@ class MovingAverage(nn.Module):
             if mean.dtype.is_floating_point: mean.lerp_(now.to(mean), 1 - d)
             else: mean.copy_(now)
 
+# %% ../nbs/00_training.ipynb #0f79885a
+@contextlib.contextmanager
+def tracked(
+    label: str,               # names the run
+    checkpoint: Path | None,  # logs/ appears beside it; None: in the working directory
+):                            # -> log(values: dict of numbers, step)
+    "Where the numbers of a training go besides its history: to the tracker of accelerate that MFMDA_TRACKER names, such as tensorboard; without it nowhere. `InputError` for one that is unknown or not installed."
+    name = os.environ.get("MFMDA_TRACKER")
+    if not name or not is_first(): yield lambda values, step: None; return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    if name not in LOGGER_TYPE_TO_CLASS: raise InputError(f"MFMDA_TRACKER={name}: unknown to accelerate; expected one of {', '.join(LOGGER_TYPE_TO_CLASS)}, or nothing.")
+    if name not in map(str, get_available_trackers()): raise InputError(f"MFMDA_TRACKER={name}: its package is not installed; `pip install {name}`, or unset the variable.")
+    kind, folder = LOGGER_TYPE_TO_CLASS[name], Path(checkpoint).parent/"logs" if checkpoint else Path("logs")
+    tracker = kind(re.sub(r"\W+", "_", label), folder) if kind.requires_logging_directory else kind(re.sub(r"\W+", "_", label))
+    tracker.start()
+    try: yield lambda values, step: tracker.log(values, step=step)
+    finally: tracker.finish()
+
 # %% ../nbs/00_training.ipynb #d0beb7ee
 def fit(
     step,                       # i -> dict(loss=scalar tensor, other=float, ...); called once per micro-step
@@ -154,7 +172,7 @@ def fit(
     kept = dict(modules) | ({"ema": ema} if ema is not None else {})
     params, world = [p for group in optimizer.param_groups for p in group["params"]], processes()[1]
     base_lr = [g.setdefault("base_lr", g["lr"]) for g in optimizer.param_groups]
-    with alone(checkpoint):
+    with alone(checkpoint), tracked(label, checkpoint) as log:
         first, history = 0, []
         if checkpoint is not None and Path(checkpoint).exists(): first, history = load_checkpoint(checkpoint, kept, optimizer, key)
         if world > 1:
@@ -172,7 +190,7 @@ def fit(
             optimizer.step()
             if ema is not None: ema.update(next(iter(modules.values())), i)
             if i % log_every == 0 or i == steps - 1:
-                history.append(dict(step=i) | logged); bar.set_postfix(loss=f"{logged['loss']:.4f}")
+                history.append(dict(step=i) | logged); log(logged, i); bar.set_postfix(loss=f"{logged['loss']:.4f}")
             if after is not None: after(i)
             if checkpoint is not None and ((i + 1) % every == 0 or i == steps - 1):
                 save_checkpoint(checkpoint, kept, optimizer, i + 1, key, history)
