@@ -19,7 +19,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark
+.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark demo walk
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -36,6 +36,13 @@ reproduce: $(READY) ## tables and figures of PROFILE into figures/PROFILE/, ROWS
 
 unlock: $(READY) ## after a power loss or a kill, if `reproduce` says that the folder is locked and no other run is going on
 	@$(STEPS) --unlock --config profile="$(PROFILE)"
+
+demo: $(READY) ## adapt a segmenter to a new camera in minutes: demo-run/demo.ipynb is the page with its results
+	@mkdir -p demo-run
+	$(call stage,demo,cd demo-run && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python -m papermill ../nbs/demo_colab.ipynb demo.ipynb -p folder kept --kernel python3 --no-progress-bar)
+
+walk: $(READY) ## type what README.md says, from a clone to the report of an adapted segmenter: figures/walk.json
+	$(call stage,walk,$(BIN)/python tests/walk.py)
 
 test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
 	@echo; echo "All stages passed."

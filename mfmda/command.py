@@ -16,7 +16,7 @@ def _parser():
     p = argparse.ArgumentParser("mfmda", description="Few-shot domain adaptation of a medical foundation model (MFM-DA, arXiv 2503.00802).")
     commands = p.add_subparsers(dest="command", required=True)
     r = commands.add_parser("reproduce", help="run all steps of a profile with Snakemake; resumes where it stopped", epilog="example: mfmda reproduce --profile smoke")
-    r.add_argument("--profile", default="mini"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone"); r.add_argument("--seeds", default="", help="of the profile's, these alone; the report takes the others from an earlier one")
+    r.add_argument("--profile", default="mini"); r.add_argument("--quick", action="store_true", help="the profile quick: one target, one seed, minutes"); r.add_argument("--rows", default="", help="further rows by name, see `mfmda profiles`"); r.add_argument("--targets", default="", help="on these targets alone"); r.add_argument("--seeds", default="", help="of the profile's, these alone; the report takes the others from an earlier one")
     r.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="default: all"); r.add_argument("--processes", type=int, default=1, help="of each step, under torchrun: one for each GPU"); r.add_argument("--dry-run", action="store_true")
     s = commands.add_parser("step", help="run one notebook", epilog="example: mfmda step 2_adapt --profile smoke --seed 0 --target phantom_b")
     s.add_argument("step", metavar="STEP", help=", ".join(STEPS)); s.add_argument("--profile", default="mini"); s.add_argument("--seed", type=int, default=0)
@@ -62,6 +62,8 @@ def _profiles(args):
     for name, spec in ROWS.items(): print(f"{name:18} {spec['group']}: {spec['label']}")
 
 def _reproduce(args):
+    if args.quick and args.profile not in ("mini", "quick"): raise InputError(f"--quick: is a profile of its own, beside --profile {args.profile}; give one of the two.")
+    if args.quick: args.profile = "quick"
     profile = str(Path(args.profile).resolve()) if args.profile.endswith(".json") else args.profile   # Snakemake runs in the checkout
     plan(load_profile(profile), rows=args.rows.split(), targets=args.targets.split(), seeds=args.seeds.split()); check_processes(load_profile(profile), args.processes)   # wrong names and numbers are refused here
     command = [sys.executable, "-m", "snakemake", "--cores", str(args.cores), "--rerun-incomplete", "--config", f"profile={profile}", f"rows={args.rows}", f"targets={args.targets}", f"seeds={args.seeds}", f"processes={args.processes}", *(["--dry-run"] if args.dry_run else [])]
