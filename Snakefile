@@ -24,7 +24,6 @@ rule all:
 
 
 BESIDE = ("1_source_ddpm", "4_foundation", "5_rivals")   # these run side by side, before and beside the other steps
-CHAINS = sum(step == "2_adapt" and not row for step, _, _, row in GRAPH)
 SEGMENT = [key for key in GRAPH if key[0] == "5_segment"]
 ALONE = SEGMENT[-1] if len(SEGMENT) % workflow.cores == 1 else None   # the last job, which no other keeps company
 
@@ -37,8 +36,8 @@ for key, entry in GRAPH.items():
         output: touch(marker(key))
         params: options=f"--profile {PROFILE} --seed {seed}" + (f" --target {target}" if target else "") + (f" --row {row}" if row else ""), step=step, settings=fingerprint(str(settings_of(load_profile(PROFILE, row).to_dict(), step, target)))
         # not among the params, whose change makes a finished step run again
-        resources: processes=1 if step.startswith("6_") else PROCESSES, at_most=max(1, workflow.cores // PROCESSES) if WHOLE or key == ALONE else min(workflow.cores, 2 * share if step in BESIDE and CHAINS < workflow.cores else share)
+        resources: processes=1 if step.startswith("6_") else PROCESSES, at_most=max(1, workflow.cores // PROCESSES) if WHOLE or key == ALONE else share
         threads: share
         priority: len(STEPS) - STEPS.index(step)   # a step for all targets before the next step: no target's chain is left to run alone at the end
-        # a second thread wins less than two jobs lose by sharing cores; so more than a share is for a last job, and for the longer of the first steps where too few targets and seeds keep the cores busy
+        # a second thread wins less than two jobs lose by sharing cores (a diffusion model in training fell from 8 steps a second to 2), so more than a share is for a last job alone
         shell: "OMP_NUM_THREADS={resources.at_most} MKL_NUM_THREADS={resources.at_most} OMP_WAIT_POLICY=PASSIVE {sys.executable} -c 'import sys; from mfmda.command import main; sys.exit(main())' step {params.step} {params.options} --processes {resources.processes}"
