@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .config import InputError, atomic_path, autocast, fingerprint, mend_torchvision, pick_device, read_json, without_low_memory, write_json
-from .training import draw, fit, polynomial, processes, share, spare_memory, warmup_cosine
+from .training import draw, fit, once_more, polynomial, processes, share, spare_memory, warmup_cosine
 from .data import DISC_CUP, FundusSet, Task, augment
 from .encoders import check_images, load_tensors
 from .foundation import Foundation, LoraSettings, build_foundation
-from .alignment import alignment_loss
+from .alignment import alignment_loss, level_similarity
 mend_torchvision()
 import peft
 from safetensors.torch import save_file
@@ -58,8 +58,15 @@ class Decoder(nn.Module):
 
     def forward(self, maps: list[torch.Tensor], size) -> torch.Tensor:
         "maps fine to coarse, size (H, W) → logits (B, C, H, W)."
-        maps = [lateral(m) for lateral, m in zip(self.lateral, maps, strict=True)]
-        x = maps.pop()
+        return self.merge(self.narrow(maps), size)
+
+    def narrow(self, maps):
+        "Each map at its level's width."
+        return [lateral(m) for lateral, m in zip(self.lateral, maps, strict=True)]
+
+    def merge(self, maps, size):
+        "Narrowed maps → logits."
+        *maps, x = maps
         for up, fuse, finer in zip(reversed(self.up), reversed(self.fuse), reversed(maps)):
             x = up(x)
             # also after a transposed convolution: a level of odd size is not twice its coarser one
@@ -82,6 +89,16 @@ class SegmentationModel(nn.Module):
         "The pyramid, fine to coarse, and the logits at the images' size; `known`: what the foundation is known to say of the images (`Foundation.maps`)."
         maps = self.foundation.features(images) if known is None else self.foundation.resize(known)
         return maps, self.decoder(maps, images.shape[-2:])
+
+    def alignment_and_logits(self, images, groups, known=None, align_levels=None):
+        "L_align over the groups of rows that are pairs (None without one), and the logits, in less memory: of one group after the other the pyramid is computed, and once more on the way back. The groups hold each row of `images` once."
+        def look(*maps):
+            maps = self.foundation.resize(list(maps)); aligned = maps[0 if align_levels is None else -align_levels:]
+            return (torch.stack([1 - level_similarity(m[:1], m[1:]) for m in aligned]).mean() if len(maps[0]) == 2 else None), *self.decoder.narrow(maps)
+        maps = self.foundation.maps(images) if known is None else known
+        found = [once_more(look, *(m[list(rows)] for m in maps)) for rows in groups]
+        back = torch.tensor([row for rows in groups for row in rows]).argsort().to(images.device); unlike = [f[0] for f in found if f[0] is not None]
+        return torch.stack(unlike).mean() if unlike else None, self.decoder.merge([torch.cat(level)[back] for level in zip(*(f[1:] for f in found))], images.shape[-2:])
 
     def forward(self, images): return self.pyramid_and_logits(images)[1]
 
@@ -114,19 +131,24 @@ def stage2_losses(
     x_target: torch.Tensor | None = None, term=None,  # a rival's unlabelled images (K, 3, H, W), and (logits_source, logits_target, x_target) → scalar
     known: list | None = None,        # what a frozen foundation says of all source images and then of all translations, from `KnownMaps`
     task: Task = DISC_CUP,            # what the mask holds
+    low_memory: bool = False,         # `SegmentationModel.alignment_and_logits`: the same numbers
 ) -> dict:                            # scalars: source, translated, align, target
     "The terms of Eq. 12 in one forward pass."
     if x_translated is not None and keep is not None:
         if known is not None: known = [torch.cat([m[:len(keep)], m[len(keep):][keep]]) for m in known]
         x_translated = x_translated[keep] if keep.any() else None
     images = torch.cat([x for x in (x_source, x_translated, x_target) if x is not None])
-    maps, logits = network.pyramid_and_logits(images, known) if hasattr(network, "pyramid_and_logits") else (None, network(images))
     n, end = len(x_source), len(images) - (0 if x_target is None else len(x_target))
+    kept = torch.arange(n) if keep is None else keep.nonzero()[:, 0].cpu()
+    if low_memory and hasattr(network, "alignment_and_logits"):
+        partner = dict(zip(kept.tolist(), range(n, end)))
+        align, logits = network.alignment_and_logits(images, [(j, partner[j]) if j in partner else (j,) for j in range(n)] + [(j,) for j in range(end, len(images))], known, align_levels); maps = None
+    else: align, (maps, logits) = None, network.pyramid_and_logits(images, known) if hasattr(network, "pyramid_and_logits") else (None, network(images))
     parts = dict(source=segmentation_loss(logits[:n], mask, task))
     if x_target is not None: parts["target"] = term(logits[:n].float(), logits[end:].float(), x_target)
     if x_translated is None: return parts
-    kept = slice(None) if keep is None else keep
     parts["translated"] = segmentation_loss(logits[n:end], mask[kept], task)
+    if align is not None: parts["align"] = align
     if maps is not None:
         maps = maps[0 if align_levels is None else -align_levels:]
         parts["align"] = alignment_loss([m[:n][kept].float() for m in maps], [m[n:end].float() for m in maps])
@@ -496,7 +518,7 @@ def train_segmenter(
             x_target = share(x_target).to(device, memory_format=torch.channels_last)
         with autocast(device, s.precision == "bf16"):
             said = None if known is None else known(torch.cat(x), [(k, v) for k in range(len(x)) for v in share(views)])
-            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if used is None else share(used), s.align_levels, x_target, term, said, source.task)
+            parts = stage2_losses(network, x[0], x[1] if len(x) > 1 else None, mask, None if used is None else share(used), s.align_levels, x_target, term, said, source.task, s.low_memory)
         if used is not None and world > 1: parts |= {k: parts[k] * (share(used).sum() * world / used.sum()).item() for k in ("translated", "align") if k in parts}   # a mean over the pairs that are used, of which a process may have more than another
         return dict(loss=choose_term(parts, i) if three else total_loss(parts, s.align_weight), **{k: v.detach() for k, v in parts.items()})
     trained, world = _Trained(network), processes()[1]

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['draw', 'processes', 'share', 'gaussian', 'together', 'agreed', 'save_checkpoint', 'load_checkpoint', 'alone',
-           'MovingAverage', 'tracked', 'fit', 'spare_memory', 'warmup_cosine', 'polynomial']
+           'MovingAverage', 'tracked', 'fit', 'spare_memory', 'once_more', 'warmup_cosine', 'polynomial']
 
 # %% ../nbs/00_training.ipynb #13377a54
 import contextlib, math, os, re, sys, time
 from pathlib import Path
-import torch
+import torch, torch.utils.checkpoint
 from torch import nn
 from tqdm import tqdm
 from .config import InputError, TrainingError, atomic_path, fingerprint, is_first, wait
@@ -224,6 +224,11 @@ def spare_memory(
     able = [m for m in network.modules() if hasattr(m, "enable_gradient_checkpointing") or hasattr(m, "set_grad_checkpointing")]
     if not able: raise InputError(f"low_memory: {type(network).__name__} has no blocks that can be computed again; expected a U-Net of diffusers or a network of timm.")
     for m in able: (m.enable_gradient_checkpointing if hasattr(m, "enable_gradient_checkpointing") else m.set_grad_checkpointing)()
+
+def once_more(f, *tensors):
+    "f(*tensors), of which nothing is kept for the way back: it is computed once more then, with the same random numbers. Source: torch.utils.checkpoint."
+    return torch.utils.checkpoint.checkpoint(f, *tensors, use_reentrant=False)
+
 
 # %% ../nbs/00_training.ipynb #4a2a6b94
 def warmup_cosine(steps: int, warmup: int = 20):

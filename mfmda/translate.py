@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from .config import FUSION_BATCH, InputError, atomic_path, autocast, device_of, fingerprint, load_profile, pick_device, read_json, reference_root, without_low_memory, write_json
-from .training import agreed, draw, fit, gaussian, processes, share, spare_memory, together
+from .training import agreed, draw, fit, gaussian, once_more, processes, share, spare_memory, together
 from .data import DISC_CUP, FundusSet, Task, draw_references, load_set
 from .ddpm import (build_unet, ddim_step, ddim_times, ddpm_loss, decode, encode, estimate_x0, flip, grid, load_ddpm, q_sample, save_ddpm,
                         to_image, to_model, train_ddpm)
@@ -134,7 +134,9 @@ def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int,
     times = torch.randint(300, 800, (b,)) if even else torch.randint(0, 300, (b,))
     t, eps = share(times).to(device), gaussian(x_T)
     heard = lambda x: x if settings["condition"] else None                # without content fusion the network hears no image
-    with autocast(device, precision == "bf16"): diffusion = ddpm_loss(model(q_sample(x_T, t, eps), t, condition=heard(x_T)), eps)
+    spare = settings.get("low_memory", False) and even                    # of several terms, none is kept while another is computed
+    look = lambda x, eps: ddpm_loss(model(x, t, condition=heard(x_T)), eps)
+    with autocast(device, precision == "bf16"): diffusion = (once_more if spare else lambda f, *x: f(*x))(look, q_sample(x_T, t, eps), eps)
     if not even: return dict(loss=diffusion.mean() / 5, loss_low=diffusion.mean() / 5)
     index = share(draw(len(data.source), b, seed, i // 2))
     x_S = to_model(data.source[index].float() / 255).to(device)
@@ -143,7 +145,8 @@ def stage1_loss(model, adaptor, data: Stage1, settings: dict, i: int, seed: int,
     generated = to_image(estimate_x0(x_t, t, eps_hat.float(), clip=False))
     delta, gate = stage1_direction(data, adaptor, index, settings["direction"], settings["stop_gradient"])
     consistency = distribution_consistency_loss(data.encoder(generated), data.f_source[index], delta)
-    style = style_loss(data.style.gram_matrices(generated), data.target_grams, relative=settings["style_relative"])
+    grams = [torch.cat(layer) for layer in zip(*(once_more(data.style.gram_matrices, x) for x in generated.split(1)))] if spare else data.style.gram_matrices(generated)
+    style = style_loss(grams, data.target_grams, relative=settings["style_relative"])
     losses = settings["consistency_weight"] * consistency + settings["style_weight"] * style
     loss = time_weight(times).mean().item() * losses + (diffusion_weight(t) * diffusion).mean()
     return dict(loss=loss, loss_high=loss, consistency=consistency, style=style, diffusion=diffusion.mean(), gate=gate.mean(),

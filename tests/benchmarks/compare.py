@@ -118,7 +118,8 @@ def stage1(size, small):
     def same():
         with constant_noise(): agree(slow(), fast())
     about = f"an update of two micro-steps, batch {b}, {k} targets, {size} px, U-Net {'-'.join(map(str, channels))}, f {encoder.name}, VGG16"
-    return model, lambda: slow(optimizer), lambda: fast(optimizer), about, same
+    def spare(): spare_memory(model); settings["low_memory"] = True; fast(optimizer)
+    return spare, lambda: slow(optimizer), lambda: fast(optimizer), about, same
 
 
 @case(3, "stage1_step_64", "stage1_step_224", size=dict(stage1_step_64=64, stage1_step_224=224))
@@ -131,8 +132,7 @@ def of_stage1(size, small=False):
 @case(2, "memory_stage1_224")
 def of_stage1_memory(small=False):
     "What a stage-1 update needs beyond the weights, with `low_memory`."
-    model, slow, fast, about, same = stage1(224, small)
-    def ours(): spare_memory(model); fast()
+    ours, slow, _, about, same = stage1(224, small)
     return Case(slow, ours, about, same, memory=True)
 
 
@@ -187,7 +187,7 @@ def stage2_step(small):
     network, a, t, params, optimizer, about = stage2("lora", small); x, y = a.float_images(), t.float_images()
     def slow():
         for turn in plain.stage2_losses(network, x, y, a.masks): back([turn()], params, optimizer)
-    def fast(): back([total_loss(stage2_losses(network, x, y, a.masks))], params, optimizer)
+    def fast(**how): back([total_loss(stage2_losses(network, x, y, a.masks, **how))], params, optimizer)
     def same():
         network.eval()   # batch normalisation of a batch of pairs is not that of two batches
         agree(back((turn() for turn in plain.stage2_losses(network, x, y, a.masks)), params), back([total_loss(stage2_losses(network, x, y, a.masks))], params)); network.train()
@@ -205,7 +205,7 @@ def of_stage2(small=False):
 def of_stage2_memory(small=False):
     "What a batch of stage 2 needs beyond the weights, with `low_memory`."
     network, slow, fast, about, same = stage2_step(small)
-    def ours(): spare_memory(network); fast()
+    def ours(): spare_memory(network); fast(low_memory=True)
     return Case(slow, ours, about, same, memory=True)
 
 
