@@ -276,7 +276,8 @@ PROFILES["shots64"] = PROFILES["real64"] | dict(note="REFUGE (Canon CR-2) to the
     refuge_test=dict(pool="crops:paper_refuge_test_10", further="crops:refuge_test"), binrushed=dict(pool="crops:paper_binrushed_10"), messidor_base2=dict(pool="crops:paper_messidor_base2_10")))
 PROFILES["mini_vit"] = PROFILES["mini"] | dict(note="mini on one target, with a ViT pretrained by masked autoencoding as the foundation",
                                                targets={"phantom_b": PROFILES["mini"]["targets"]["phantom_b"]}, foundation=dict(candidates=["vit_mae"]))
-PROFILES["quick"] = PROFILES["mini_vit"] | {k: PROFILES["mini"][k] | over for k, over in dict(ddpm=dict(steps=400), adapt=dict(steps=40, score_every=20), segment=dict(steps=80), foundation={}).items()} | dict(note="mini on one target with half the training: a look in minutes")
+PROFILES["quick"] = PROFILES["mini"] | _phantom_sets(200, 110, 100, "b") | {k: PROFILES["mini"][k] | over for k, over in dict(ddpm=dict(steps=300), adapt=dict(steps=40, score_every=20), segment=dict(steps=80)).items()} | dict(
+    note="mini on one target, with less to train on and a third of the training: a look in minutes")
 PROFILES["mini3"] = PROFILES["mini"] | dict(note="mini with three seeds", seeds=[0, 1, 2])
 PROFILES["dev"] = PROFILES["mini"] | dict(note="mini on two development cameras: for choices that no table may decide", targets={
     f"random_{n}": dict(pool=_phantoms(f"random_{n}", 1, 40_000, 110), test=_phantoms(f"random_{n}", 1, 41_000, 100)) for n in (2, 6)})
