@@ -29,7 +29,9 @@ pages = {
     "08_alignment": ["row", "column", "in picture"],
     "10_metrics": ["eye", "threshold"],
 }
-error_output = "[data-mime-type='application/vnd.jupyter.error']"
+# JupyterLab shows an error as what a cell writes to stderr
+error_output = r"""() => [...document.querySelectorAll("[data-mime-type$='jupyter.stderr'], [data-mime-type$='jupyter.error']")].map(e => e.innerText)
+  .find(text => /Traceback \(most recent call last\)|^ *Cell In\[\d+\], line/m.test(text))"""
 pixels = "img => { const c = document.createElement('canvas'); c.width = img.naturalWidth; c.height = img.naturalHeight; c.getContext('2d').drawImage(img, 0, 0); return c.toDataURL() }"
 # a control or a picture that leaves its cell, text that is cut off, or two controls on top of each other
 faults_of_layout = """panel => {
@@ -148,12 +150,14 @@ class Reader:
     def waits(self, control, condition, arg, seconds, otherwise):
         "Wait for a condition in the browser, or for an error in any output."
         try:
-            self.page.wait_for_function(f"([arg, error]) => document.querySelector(error) || ({condition})(arg)", arg=[arg, error_output], timeout=1000 * seconds, polling=150)
+            self.page.wait_for_function(f"arg => ({error_output})() || ({condition})(arg)", arg=arg, timeout=1000 * seconds, polling=150)
+            missing = None
         except Error as fault:
-            prompts = [p for p in self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts() if p.strip()]
-            self.says(control, False, f"{otherwise()} after {seconds:.0f} s; the cells say {' '.join(prompts)} ({str(fault).splitlines()[0]})")
-        if (errors := self.page.locator(error_output)).count():
-            self.says(control, False, "an error:\n" + errors.first.inner_text()[-3000:])
+            prompts = self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+            missing = f"{otherwise()} after {seconds:.0f} s; {sum('*' in p for p in prompts)} of {len(prompts)} cells still to run ({str(fault).splitlines()[0]})"
+        if error := self.page.evaluate(error_output):
+            self.says(control, False, "an error:\n" + error[-3000:])
+        self.says(control, missing is None, missing)
 
     def value(self, control):
         handle = control.locator(".noUi-handle")
