@@ -75,9 +75,9 @@ benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME'
 
 # the browser is Debian's, whose name is chromium; playwright's own browsers are not fetched
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
-test-browser: $(READY) ## move every slider of the pages in a real browser (needs chromium and playwright)
+test-browser: $(READY) ## move every slider and button of the pages in a real browser (needs chromium)
 	@[ -n "$(CHROMIUM)" ] || { echo "test-browser needs Chromium: apt-get install chromium (or name one: make test-browser CHROMIUM=/path)." >&2; exit 1; }
-	@$(BIN)/python -c 'import playwright' 2>/dev/null || { echo "test-browser needs playwright: $(BIN)/python -m pip install -c constraints.txt playwright" >&2; exit 1; }
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(call stage,browser,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs --color=no --durations=0 tests/browser/sliders.py)
 
 pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md

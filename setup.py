@@ -16,7 +16,7 @@ def lines(key):
 
 statuses = {"2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 licenses = {"apache2": "Apache-2.0"}
-reproduce, dev, optional, export, benchmark = (lines(f"{name}_requirements") for name in ("reproduce", "dev", "optional", "export", "benchmark"))
+reproduce, dev, optional, export, benchmark, browser = (lines(f"{name}_requirements") for name in ("reproduce", "dev", "optional", "export", "benchmark", "browser"))
 
 setup(
     name=cfg["lib_name"],
@@ -33,7 +33,7 @@ setup(
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"reproduce": reproduce, "dev": reproduce + dev, "optional": optional, "export": export, "benchmark": benchmark},
+    extras_require={"reproduce": reproduce, "dev": reproduce + dev, "optional": optional, "export": export, "benchmark": benchmark, "browser": browser},
     entry_points={
         "console_scripts": lines("console_scripts"),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

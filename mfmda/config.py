@@ -460,14 +460,18 @@ class Explorer:
     ):
         import ipywidgets
         self.draw, self.alt, starts = draw, alt, inspect.signature(draw).parameters
-        self.controls = {name: ipywidgets.interactive.widget_from_abbrev(range_, starts[name].default) for name, range_ in controls.items()}
+        # buttons for choices, since JupyterLab takes the arrow keys of a menu for itself; beside their name, as a slider is
+        buttons = lambda choices, start: ipywidgets.ToggleButtons(options=choices, value=start, style=dict(button_width="auto"),
+                                                                layout=dict(display="grid", grid_template_columns="max-content auto", grid_gap="4px", align_items="center", height="auto"))
+        slider = ipywidgets.interactive.widget_from_abbrev
+        self.controls = {name: (buttons if isinstance(range_, list) else slider)(range_, starts[name].default) for name, range_ in controls.items()}
         self.picture, self.errors, start = ipywidgets.Image(format="png", layout=dict(max_width="100%", align_self="flex-start")), ipywidgets.Output(), time.perf_counter()
         self.update(); took, self.still = time.perf_counter() - start, self.picture.value
         for name, control in self.controls.items():
             control.description, control.style.description_width = name.replace("_", " "), "initial"
             if hasattr(control, "continuous_update"): control.continuous_update = took < .2     # a slow picture waits for the mouse to be let go
             control.observe(self._moved, "value")
-        self.panel = ipywidgets.VBox([ipywidgets.HBox(list(self.controls.values()), layout=dict(flex_flow="row wrap")), self.picture, self.errors])
+        self.panel = ipywidgets.VBox([ipywidgets.HBox(list(self.controls.values()), layout=dict(flex_flow="row wrap", grid_gap="0 16px")), self.picture, self.errors])
 
     def update(self):
         "Draw the figure at the values that the controls have now."

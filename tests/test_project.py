@@ -68,7 +68,7 @@ def test_metadata_is_complete_and_read_from_settings(wheel):
     assert meta["Description-Content-Type"] == "text/markdown" and meta.get_payload().strip() == (root / "README.md").read_text().strip()
     needed = {str(Requirement(r)) for r in meta.get_all("Requires-Dist") if "extra" not in r}
     assert needed == {str(r) for r in requirements("requirements")}
-    assert set(meta.get_all("Provides-Extra")) == {"reproduce", "dev", "optional", "export", "benchmark"}
+    assert set(meta.get_all("Provides-Extra")) == {"reproduce", "dev", "optional", "export", "benchmark", "browser"}
     entry_points = archive.read(info.replace("METADATA", "entry_points.txt")).decode()
     assert "mfmda = mfmda.command:main" in entry_points and "mfmda = mfmda._modidx:d" in entry_points
 
@@ -80,7 +80,7 @@ def test_installed_wheel_answers_on_the_command_line(wheel, tmp_path):
     assert run.returncode == 0 and "usage" in run.stdout.lower(), run.stderr
 
 
-@pytest.mark.parametrize("key", ["requirements", "reproduce_requirements", "dev_requirements", "optional_requirements", "export_requirements", "benchmark_requirements"])
+@pytest.mark.parametrize("key", ["requirements", "reproduce_requirements", "dev_requirements", "optional_requirements", "export_requirements", "benchmark_requirements", "browser_requirements"])
 def test_every_requirement_has_a_pin_within_its_range(key):
     exact = pins()
     for requirement in requirements(key):
