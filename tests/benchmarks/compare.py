@@ -295,16 +295,24 @@ def step_memory(run):
     return status("VmHWM") - before, time.perf_counter() - start
 
 
-def one(name, runs):
-    "Check a case, then time both ways in turn."
+def child(*words):
+    "What this file prints in a process of its own."
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if done.returncode: sys.exit(f"{' '.join(words)}: failed\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one(name, runs, way=None):
+    "Check a case, then time both ways in turn; or measure the memory of one way."
     make, goal = CASES[name]; load = os.getloadavg()[0]
-    c = make(); c.same(); times = {"plain": [], "ours": []}
+    c = make(); times = {"plain": [], "ours": []}
+    if way:                                          # of memory: a process for each way, whose heap the other has not cut into pieces
+        getattr(c, way)(); ctypes.CDLL(None).malloc_trim(0)          # the optimiser's state is there before it is measured
+        return dict(zip((f"{way}_mb", f"{way}_s"), step_memory(getattr(c, way))))
+    c.same()
     found = dict(name=name, what=make.func.__doc__, device="cpu", shapes=c.shapes, dtype=c.dtype, goal=goal, runs=runs, threads=torch.get_num_threads(), load_before=round(load, 2))
     if c.memory:
-        c.plain()                                    # the optimiser's state is there before either is measured
-        for way in times:                            # plain first: `ours` changes the network
-            ctypes.CDLL(None).malloc_trim(0)         # what the other way left behind is given back, so that it is measured anew
-            found[f"{way}_mb"], found[f"{way}_s"] = step_memory(getattr(c, way))
+        for way in times: found |= child("--one", name, "--way", way)
         return found | dict(ratio=found["plain_mb"] / found["ours_mb"], runs=1) | c.facts
     for k in range(runs):
         for way in list(times)[::1 if k % 2 else -1]:
@@ -318,15 +326,13 @@ def one(name, runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES)); parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=root / "figures" / "benchmark.json"); parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=root / "figures" / "benchmark.json"); parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS); parser.add_argument("--way", choices=("plain", "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.names) - set(CASES): parser.error(f"unknown case {', '.join(sorted(unknown))}; expected some of {', '.join(CASES)}")
-    if args.one: print("\n" + json.dumps(one(args.names[0], args.runs))); return
+    if args.one: print("\n" + json.dumps(one(args.names[0], args.runs, args.way))); return
     for name in args.names or CASES:
         if name.startswith("memory_") and not Path("/proc/self/clear_refs").exists(): print(f"{name:20} left out: it reads Linux's account of memory"); continue
-        child = subprocess.run([sys.executable, __file__, "--one", name, "--runs", str(args.runs)], capture_output=True, text=True)
-        if child.returncode: sys.exit(f"{name}: failed\n{child.stderr[-2000:]}")
-        new = json.loads(child.stdout.splitlines()[-1]) | dict(versions=versions(), commit=git_commit())
+        new = child("--one", name, "--runs", str(args.runs)) | dict(versions=versions(), commit=git_commit())
         entries = read_json(args.out) if args.out.exists() else []
         write_json(args.out, sorted([e for e in entries if (e["name"], e["device"]) != (name, new["device"])] + [new], key=lambda e: list(CASES).index(e["name"])))
         print(f"{name:20} plain {new['plain_s']:8.3f} s  ours {new['ours_s']:8.3f} s" + (f"  {new['plain_mb']:.0f} / {new['ours_mb']:.0f} MiB" if "plain_mb" in new else "") + f"  ratio {new['ratio']:.2f} (goal {new['goal']})", flush=True)
