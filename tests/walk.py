@@ -90,7 +90,8 @@ def walk(box):
         steps.append(dict(step=what, command=command, seconds=round(took, 1)))
 
     step("clone", "git clone", f"git clone -q {shlex.quote(str(root))} checkout && shopt -s dotglob && mv checkout/* . && rmdir checkout")
-    commands = typed((box / "README.md").read_text(encoding="utf-8"))
+    try: commands = typed((box / "README.md").read_text(encoding="utf-8"))
+    except AssertionError as e: sys.exit(f"walk: {e}")
     for line in commands:
         if line == ". .venv/bin/activate":
             step("a folder of one's own", "photographs and masks as JPEG and PNG", f"{line} && python -c {shlex.quote(FOLDERS)}"); continue
