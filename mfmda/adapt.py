@@ -399,9 +399,9 @@ def _about(segmenter, folder):
 def _photographs(good, rows, shown, known, task):
     "How many photographs, their ratios, and those that want a look first: id -> picture with outlines."
     far, ratios, of = sum(r["far"] == "yes" for r in good), [r["vcdr"] for r in good if r.get("vcdr", "") != ""], {r["image"]: r for r in good}
-    without = ", ".join(f"no {name} in {sum(r[f'{name}_area'] == 0 for r in good)}" for name in task.regions)
+    shows = ", ".join(f"{name} in {sum(r[f'{name}_area'] > 0 for r in good)}" for name in task.regions)
     told = f"Far: {far}, which means further from the images that the segmenter was made from than these are from each other." if known else "Whether one is far from what the segmenter knows cannot be said: it keeps no features."
-    yield _p(f"{len(good)} of {len(rows)} photographs were segmented. Found: {without}. {told}")
+    yield _p(f"{len(good)} of {len(rows)} photographs were segmented. Found: {shows}. {told}")
     yield _p("Confidence is how far the answers for four mirror images agree (1: fully). A confident answer may be wrong.")
     if ratios: yield _figure(_histogram(ratios), f"Vertical cup-to-disc ratios of {len(ratios)} photographs: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}.", wide=True)
     more = f" {len(good) - len(shown)} more are not shown." if len(good) > len(shown) else ""
