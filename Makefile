@@ -41,8 +41,9 @@ demo: $(READY) ## adapt a segmenter to a new camera in minutes: demo-run/demo.ip
 	@mkdir -p demo-run
 	$(call stage,demo,cd demo-run && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python -m papermill ../nbs/demo_colab.ipynb demo.ipynb -p folder kept --kernel python3 --no-progress-bar)
 
-walk: $(READY) ## type what README.md says, from a clone to the report of an adapted segmenter: figures/walk.json
-	$(call stage,walk,$(BIN)/python tests/walk.py)
+FOLDER ?=
+walk: $(READY) ## type what README.md says, from a clone to the report of an adapted segmenter (FOLDER=NAME keeps it): figures/walk.json
+	$(call stage,walk,$(BIN)/python tests/walk.py $(if $(FOLDER),"$(FOLDER)"))
 
 test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
 	@echo; echo "All stages passed."
