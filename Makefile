@@ -39,7 +39,7 @@ unlock: $(READY) ## after a power loss or a kill, if `reproduce` says that the f
 
 demo: $(READY) ## adapt a segmenter to a new camera in minutes: demo-run/demo.ipynb is the page with its results
 	@mkdir -p demo-run
-	$(call stage,demo,cd demo-run && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python -m papermill ../nbs/demo_colab.ipynb demo.ipynb -p folder kept --kernel python3 --no-progress-bar)
+	$(call stage,demo,cd demo-run && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/python -m papermill ../nbs/demo_colab.ipynb demo.ipynb -p folder kept --kernel python3)
 
 FOLDER ?=
 walk: $(READY) ## type what README.md says, from a clone to the report of an adapted segmenter (FOLDER=NAME keeps it): figures/walk.json

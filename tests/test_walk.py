@@ -19,9 +19,9 @@ def test_readme_holds_what_the_walk_types():
 
 def test_last_walk_reached_its_end():
     found = json.loads((walk.root / "figures" / "walk.json").read_text(encoding="utf-8"))
-    assert [s["step"] for s in found["steps"]] == ["clone", "environment, made first", "demo", "a folder of one's own", "doctor", "adapt", "segment", "report", "evaluate", "the same in Python, from what is kept"]
+    assert [s["step"] for s in found["steps"]] == ["clone", "environment, made first", "demo", "a folder of one's own", "doctor", "adapt", "segment", "report", "evaluate", "the Python block, from what is kept"]
     assert all(s["seconds"] > 0 for s in found["steps"]) and found["scores"]["disc_dice"] > .8 and found["commit"] and found["versions"]["torch"] and found["device"] and found["date"]
-    assert {s["command"] for s in found["steps"]} - {"git clone", "", "python own.py"} == {c for c in walk.typed(readme) if not c.startswith(". ")}   # as README says it now
+    assert {s["command"] for s in found["steps"]} - {"git clone", "", "python"} == {c for c in walk.typed(readme) if not c.startswith(". ")}   # as README says it now
 
 
 def test_a_failing_step_is_one_line(tmp_path, capsys):

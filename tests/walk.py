@@ -33,7 +33,8 @@ for name, camera, first, count, size, masks in (("home", "phantom_a", 0, 150, 16
 FACTS = """
 import json, os
 from mfmda.config import device_name, git_commit, pick_device, versions
-print(json.dumps(dict(commit=git_commit(), versions=versions(), device=device_name(pick_device("auto")), cores=os.cpu_count())))
+size = lambda folder: round(sum(os.lstat(os.path.join(at, f)).st_size for at, _, files in os.walk(folder) for f in files) / 1e6)
+print(json.dumps(dict(commit=git_commit(), versions=versions(), device=device_name(pick_device("auto")), cores=os.cpu_count(), megabytes=dict(environment=size(".venv"), run=size("run")))))
 """
 
 
@@ -158,7 +159,7 @@ def type_in(box, step, command, run=None, check=None):
 
 def walk(box):
     "Type everything in the empty folder `box`; the list of steps with their seconds, and what came of them."
-    steps, inside = [], ". .venv/bin/activate && "
+    steps, inside, load = [], ". .venv/bin/activate && ", os.getloadavg()[0]
 
     def step(what, command, run=None, check=None):
         said, took = type_in(box, what, command, run, check)
@@ -180,11 +181,12 @@ def walk(box):
         name = line if line == "make demo" else " ".join(line.split()[:2])
         said = step({"make demo": "demo"}.get(name, name.split()[-1]), line, line if name == "make demo" else inside + line, CHECKS.get(name))
         minutes = foreseen(said) or minutes
-    (box / "own.py").write_text(block, encoding="utf-8")
-    step("the same in Python, from what is kept", "python own.py", inside + "python own.py", check_segment)
+    step("the Python block, from what is kept", "python", f"{inside}python -c {shlex.quote(block)}", check_segment)
+    offered = type_in(box, "git status", "git status --porcelain")[0].strip()
+    if offered: sys.exit(f"walk: step 'git status': 'git status --porcelain': git would take a stranger's files, such as {offered.splitlines()[0]!r}; .gitignore should name them")
     facts = json.loads(type_in(box, "what was installed", "", f"{inside}python -c {shlex.quote(FACTS)}")[0].splitlines()[-1])
     warnings = json.loads((box / "run" / "segmenter" / "config.json").read_text(encoding="utf-8"))["facts"]["adaptation"]["warnings"]
-    return dict(steps=steps, foreseen_minutes=minutes, warnings=warnings, labelled=len(ids(box / "labelled" / "images")), scores=scores(box)) | facts
+    return dict(steps=steps, foreseen_minutes=minutes, warnings=warnings, labelled=len(ids(box / "labelled" / "images")), scores=scores(box), load_before=round(load, 1)) | facts
 
 
 def main():
