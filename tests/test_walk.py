@@ -51,3 +51,7 @@ def test_a_strangers_shell_has_nothing_of_this_one(tmp_path):
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     given = {"PATH": f"{tmp_path}/venv/bin:/usr/bin", "PYTHONPATH": "x", "VIRTUAL_ENV": "x", "MAKEFLAGS": "-k", "MFMDA_DATA": "x", "OMP_NUM_THREADS": "1", "HOME": "/h", "PIP_CERT": "c", "PYTHON": "python3.12"}
     assert walk.strangers(given) == {"PATH": "/usr/bin", "HOME": "/h", "PIP_CERT": "c", "PYTHON": "python3.12"}
+
+
+def test_how_busy_others_were():
+    assert walk.others((0, 0, 0), (100, 170, 50)) == 1.2 and walk.others((0, 0, 0), (10, 19, 20)) == 0 and walk.others(None, None) is None

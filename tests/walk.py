@@ -157,9 +157,25 @@ def type_in(box, step, command, run=None, check=None):
     return done.stdout, took
 
 
+def worked():
+    "Seconds until now: of the clock, of all cores at work, and of this program's children; None where the system does not tell."
+    if not Path("/proc/stat").exists(): return None
+    import resource
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter(), (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.ru_utime + own.ru_stime
+
+
+def others(before, after):
+    "How many cores other programs kept busy between two answers of `worked`: what makes one walk slower than another."
+    if before is None: return None
+    clock, cores, own = (b - a for a, b in zip(before, after))
+    return round(max(0., cores - own) / clock, 1)
+
+
 def walk(box):
     "Type everything in the empty folder `box`; the list of steps with their seconds, and what came of them."
-    steps, inside, load = [], ". .venv/bin/activate && ", os.getloadavg()[0]
+    steps, inside, begun = [], ". .venv/bin/activate && ", worked()
 
     def step(what, command, run=None, check=None):
         said, took = type_in(box, what, command, run, check)
@@ -186,7 +202,7 @@ def walk(box):
     if offered: sys.exit(f"walk: step 'git status': 'git status --porcelain': git would take a stranger's files, such as {offered.splitlines()[0]!r}; .gitignore should name them")
     facts = json.loads(type_in(box, "what was installed", "", f"{inside}python -c {shlex.quote(FACTS)}")[0].splitlines()[-1])
     warnings = json.loads((box / "run" / "segmenter" / "config.json").read_text(encoding="utf-8"))["facts"]["adaptation"]["warnings"]
-    return dict(steps=steps, foreseen_minutes=minutes, warnings=warnings, labelled=len(ids(box / "labelled" / "images")), scores=scores(box), load_before=round(load, 1)) | facts
+    return dict(steps=steps, foreseen_minutes=minutes, warnings=warnings, labelled=len(ids(box / "labelled" / "images")), scores=scores(box), others=others(begun, worked())) | facts
 
 
 def main():
