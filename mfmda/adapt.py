@@ -8,12 +8,12 @@ __all__ = ['ON_THE_SOURCE', 'FLIPS', 'USE', 'STYLE', 'POLICY', 'adapt', 'writabl
            'in_words', 'outlined', 'report']
 
 # %% ../nbs/14_adapt.ipynb #648a65dd
-import base64, copy, csv, functools, html, io, itertools, json, math, shutil, tempfile, warnings
+import base64, copy, csv, functools, html, io, json, math, shutil, tempfile, warnings
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image, ImageColor
 from .config import InputError, Profile, atomic_path, device_name, fingerprint, git_commit, load_profile, merge, pick_device, read_json, versions, write_json
-from .data import DISC_CUP, OUTLINES, FundusSet, Task, load_folder, read_image, resize_labels, split, _files, _find, _read_labels
+from .data import DISC_CUP, FundusSet, Task, load_folder, outline_colours, read_image, resize_labels, split, _files, _find, _read_labels
 from .ddpm import train_ddpm
 from .encoders import encode_all, load_encoder, load_style
 from .metrics import bootstrap_interval, score_columns, score_image
@@ -83,19 +83,20 @@ def _check(source, target, p, model):
 
 def _same_run(folder, what):
     "One folder holds one run: other data or settings would mix their files."
-    sheet, what = folder/"run.json", json.loads(json.dumps(what))   # as a file gives it back
-    if sheet.exists():
-        known = read_json(sheet); other = [k for k in what if known.get(k) != what[k]]
-        if other: raise InputError(f"{folder}: holds a run with another {', '.join(other)}; give another folder, or delete this one.")
-    else: write_json(sheet, what)
+    if not (folder/"run.json").exists(): write_json(folder/"run.json", what); return
+    if other := _unlike(folder, what): raise InputError(f"{folder}: holds a run with another {', '.join(other)}; give another folder, or delete this one.")
+
+def _unlike(run, what):
+    "In which entries the sheet of a run is not `what`."
+    told = read_json(run/"run.json")
+    return [k for k, v in what.items() if told.get(k) != json.loads(json.dumps(v))]   # as a file gives it back
 
 ON_THE_SOURCE = ("scorer.pt", "ddpm.pt", "fusion.pt", "ddpm", "source_only.pt", "vit_mae")   # what a run makes without a look at its target
 
 def _take_over(other, folder, sheet):
     "Copy what another run trained on the same source; `InputError` where it is no such run."
     if not (other/"run.json").exists(): raise InputError(f"{other}: no run of adapt (run.json is missing); expected the folder of one with the same source, profile and seed.")
-    told = read_json(other/"run.json"); differs = [k for k in ("source", "profile", "seed", "foundation", "started_from") if told.get(k) != json.loads(json.dumps(sheet[k]))]
-    if differs: raise InputError(f"{other}: a run with another {', '.join(differs)}; expected one that differs from this in its target alone.")
+    if differs := [k for k in _unlike(other, sheet) if k != "target"]: raise InputError(f"{other}: a run with another {', '.join(differs)}; expected one that differs from this in its target alone.")
     for name in ON_THE_SOURCE:
         made, own = other/name, folder/name
         if not made.exists() or own.exists(): continue
@@ -358,9 +359,9 @@ def _rows(head, lines):
     return "<table>" + "".join("<tr>" + "".join(cell(tag, x) for x in line) + "</tr>" for tag, line in [("th", head), *(("td", line) for line in lines)]) + "</table>"
 
 def outlined(image: np.ndarray, labels: np.ndarray, width: int = 192, task: Task = DISC_CUP) -> Image.Image:  # (H, H, 3), (H, H) uint8
-    "A photograph with the outlines of the regions in `OUTLINES`: of disc (white) and cup (cyan)."
+    "A photograph with the outlines of its regions in `data.outline_colours`: of disc (white) and cup (cyan)."
     picture, small = np.array(Image.fromarray(image).resize((width, width), Image.Resampling.BILINEAR)), resize_labels(labels, width)
-    for region, colour in zip(task.to_regions(small), map(ImageColor.getrgb, itertools.cycle(OUTLINES))):
+    for region, colour in zip(task.to_regions(small), map(ImageColor.getrgb, outline_colours(task).values())):
         wide = np.pad(region, 1, mode="edge")
         picture[region & ~(wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:])] = colour
     return Image.fromarray(picture)
@@ -405,7 +406,7 @@ def _photographs(good, rows, shown, known, task):
     yield _p("Confidence is how far the answers for four mirror images agree (1: fully). A confident answer may be wrong.")
     if ratios: yield _figure(_histogram(ratios), f"Vertical cup-to-disc ratios of {len(ratios)} photographs: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}.", wide=True)
     more = f" {len(good) - len(shown)} more are not shown." if len(good) > len(shown) else ""
-    yield _p(f"Outlines: {', '.join(f'{name} {colour}' for name, colour in zip(task.regions, itertools.cycle(OUTLINES)))}. First come photographs that are far, then those of least confidence.{more}")
+    yield _p(f"Outlines: {', '.join(f'{name} {colour}' for name, colour in outline_colours(task).items())}. First come photographs that are far, then those of least confidence.{more}")
     for id, picture in shown.items():
         r = of[id]; areas = ", ".join(f"{name} {r[f'{name}_area']:.1%}" for name in task.regions) + (f", cup-to-disc ratio {r['vcdr']:.2f}" if r.get("vcdr", "") != "" else "")
         yield _figure(picture, f"{id}: {areas}, confidence {r['confidence']:.2f}" + (f", FAR (distance {r['distance']:.2f})" if r["far"] == "yes" else ""))
@@ -426,7 +427,7 @@ def report(
     most: int = 24,      # photographs that are shown: far ones first, then those of least confidence
 ) -> list[dict]:         # the lines of `segment_folder`, with `score_columns` where there are masks
     "Write one self-contained HTML file about a segmenter and what it says of a folder. Raises `InputError` for what cannot be read or written."
-    segmenter, images, out = load_segmenter(model), Path(images), Path(out); task = segmenter.task; what = "optic disc and cup" if task == DISC_CUP else " and ".join(task.regions)
+    segmenter, images, out = load_segmenter(model), Path(images), Path(out); task = segmenter.task; what = task.words.capitalize()
     if most < 0: raise InputError(f"most={most}: expected 0 or more photographs.")
     if out.is_dir(): raise InputError(f"{out}: is a folder; expected the name of an HTML file.")
     files, masks = _find(images, task) if (images/"images").is_dir() else (_files(images), []); writable(out.resolve().parent)
@@ -434,9 +435,9 @@ def report(
     first = [r["image"] for r in sorted(good, key=lambda r: (r["far"] != "yes", r["confidence"]))[:most]]
     labels = {row["image"]: found for row, found, _ in _segment_each(segmenter, {id: files[id] for id in first})}        # once more, so that a thousand masks need not be held
     shown = {id: outlined(read_image(files[id]), labels[id], task=task) for id in first}
-    body = [f"<h1>{what.capitalize()}: what a segmenter says</h1>", f'<p class="use">{html.escape(USE)}</p>', "<h2>The model</h2>", _rows(("what", "value"), _about(segmenter, model)),
+    body = [f"<h1>{what}: what a segmenter says</h1>", f'<p class="use">{html.escape(USE)}</p>', "<h2>The model</h2>", _rows(("what", "value"), _about(segmenter, model)),
             "<h2>Did the adaptation help?</h2>", _list(in_words(segmenter)), "<h2>The photographs</h2>", *_photographs(good, rows, shown, bool(segmenter.known), task),
             *(["<h2>Against the masks</h2>", *_against_masks(good, task)] if masks and good else []), "<h2>Files that could not be read</h2>", _list(bad) if bad else _p("None.")]
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{what.capitalize()}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{what}</title><style>{STYLE}</style>'
     with atomic_path(out) as tmp: tmp.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "</body></html>\n", encoding="utf-8")
     return rows

@@ -436,6 +436,7 @@ def phantom_batch(
     indices,  # integers >= 0, one for each eye
     camera: "str | CameraStyle",  # of `find_style`
     size: int = 64,  # pixels, 16 or more
+    masks_of=draw_mask,  # (eye, size) -> uint8 (S,S): what the masks show
 ) -> tuple[np.ndarray, np.ndarray]:  # images uint8 (N,3,S,S) RGB; masks uint8 (N,S,S): 0 background, 1 rim, 2 cup
     "Eyes through a camera; each depends on (seed, index, camera, size) alone. Raises `InputError` on bad input."
     style, wanted = find_style(camera), np.asarray(indices).ravel()
@@ -447,7 +448,7 @@ def phantom_batch(
     eyes = [draw_eye(seed, index) for index in wanted.tolist()]
     shots = [np.random.default_rng([seed, index, 1, zlib.crc32(style.name.encode())]) for index in wanted.tolist()]
     images = [photograph(eye, style, size, rng).transpose(2, 0, 1) for eye, rng in zip(eyes, shots)]
-    masks = [draw_mask(eye, size) for eye in eyes]
+    masks = [masks_of(eye, size) for eye in eyes]
     return np.array(images, np.uint8).reshape(-1, 3, size, size), np.array(masks, np.uint8).reshape(-1, size, size)
 
 # %% ../nbs/01_phantom.ipynb #888eb698

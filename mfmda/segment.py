@@ -19,7 +19,7 @@ from .training import draw, fit, once_more, polynomial, processes, share, spare_
 from .data import DISC_CUP, FundusSet, Task, augment
 from .encoders import check_images, load_tensors
 from .foundation import Foundation, LoraSettings, build_foundation
-from .alignment import alignment_loss, level_similarity
+from .alignment import alignment_loss
 mend_torchvision()
 import peft
 from safetensors.torch import save_file
@@ -93,14 +93,17 @@ class SegmentationModel(nn.Module):
     def alignment_and_logits(self, images, groups, known=None, align_levels=None):
         "L_align over the groups of rows that are pairs (None without one), and the logits, in less memory: of one group after the other the pyramid is computed, and once more on the way back. The groups hold each row of `images` once."
         def look(*maps):
-            maps = self.foundation.resize(list(maps)); aligned = maps[0 if align_levels is None else -align_levels:]
-            return (torch.stack([1 - level_similarity(m[:1], m[1:]) for m in aligned]).mean() if len(maps[0]) == 2 else None), *self.decoder.narrow(maps)
+            maps = self.foundation.resize(list(maps)); aligned = _coarsest(maps, align_levels)
+            return alignment_loss([m[:1] for m in aligned], [m[1:] for m in aligned]) if len(maps[0]) == 2 else None, *self.decoder.narrow(maps)
         maps = self.foundation.maps(images) if known is None else known
         found = [once_more(look, *(m[list(rows)] for m in maps)) for rows in groups]
         back = torch.tensor([row for rows in groups for row in rows]).argsort().to(images.device); unlike = [f[0] for f in found if f[0] is not None]
         return torch.stack(unlike).mean() if unlike else None, self.decoder.merge([torch.cat(level)[back] for level in zip(*(f[1:] for f in found))], images.shape[-2:])
 
     def forward(self, images): return self.pyramid_and_logits(images)[1]
+
+def _coarsest(maps, levels): return maps[0 if levels is None else -levels:]
+
 
 # %% ../nbs/09_segment.ipynb #1c386ef6
 def segmentation_loss(
@@ -139,19 +142,20 @@ def stage2_losses(
         x_translated = x_translated[keep] if keep.any() else None
     images = torch.cat([x for x in (x_source, x_translated, x_target) if x is not None])
     n, end = len(x_source), len(images) - (0 if x_target is None else len(x_target))
-    kept = torch.arange(n) if keep is None else keep.nonzero()[:, 0].cpu()
-    if low_memory and hasattr(network, "alignment_and_logits"):
-        partner = dict(zip(kept.tolist(), range(n, end)))
-        align, logits = network.alignment_and_logits(images, [(j, partner[j]) if j in partner else (j,) for j in range(n)] + [(j,) for j in range(end, len(images))], known, align_levels); maps = None
-    else: align, (maps, logits) = None, network.pyramid_and_logits(images, known) if hasattr(network, "pyramid_and_logits") else (None, network(images))
+    align, kept = None, slice(None) if keep is None else keep
+    if not hasattr(network, "pyramid_and_logits"): logits = network(images)
+    elif low_memory:
+        partner = dict(zip(torch.arange(n)[kept if keep is None else keep.cpu()].tolist(), range(n, end)))
+        align, logits = network.alignment_and_logits(images, [(j, partner[j]) if j in partner else (j,) for j in range(n)] + [(j,) for j in range(end, len(images))], known, align_levels)
+    else:
+        maps, logits = network.pyramid_and_logits(images, known)
+        aligned = _coarsest(maps, align_levels)
+        if x_translated is not None: align = alignment_loss([m[:n][kept].float() for m in aligned], [m[n:end].float() for m in aligned])
     parts = dict(source=segmentation_loss(logits[:n], mask, task))
     if x_target is not None: parts["target"] = term(logits[:n].float(), logits[end:].float(), x_target)
     if x_translated is None: return parts
     parts["translated"] = segmentation_loss(logits[n:end], mask[kept], task)
     if align is not None: parts["align"] = align
-    if maps is not None:
-        maps = maps[0 if align_levels is None else -align_levels:]
-        parts["align"] = alignment_loss([m[:n][kept].float() for m in maps], [m[n:end].float() for m in maps])
     return parts
 
 # %% ../nbs/09_segment.ipynb #7a0c365c
@@ -294,8 +298,8 @@ def model_card(segmenter: Segmenter) -> str:
              **{k: f"{s['camera']}, {s['images']} images (fingerprint {s['fingerprint']})" for k in ("source", "target") if (s := origin.get(k))}, "profile": origin.get("profile"), "commit": origin.get("commit"), "versions": ", ".join(f"{k} {v}" for k, v in origin.get("versions", {}).items()) or None,
              **({"style distance to the target": f"{adaptation['style_distance_before']:.2f} before, {adaptation['style_distance']:.2f} after translation", "anatomy kept": f"{adaptation['anatomy_before']:.2f} before, {adaptation['anatomy']:.2f} after translation"} if adaptation else {})}
     common, regions = segmenter.task == DISC_CUP, segmenter.task.regions
-    words = dict(names="optic disc and cup", tags="optic-disc, optic-cup", pictures="disc-centred crops of colour fundus photographs", answers="disc, cup, vertical cup-to-disc ratio") if common else dict(names=" and ".join(regions), tags=", ".join(r.replace("_", "-") for r in regions), pictures="square photographs", answers=", ".join(regions))
-    return _CARD.format(**words, facts="\n".join(f"| {k} | {v} |" for k, v in lines.items() if v is not None), warnings="".join(f"> **Warning.** {w}\n\n" for w in (adaptation or {}).get("warnings", [])))
+    words = dict(tags="optic-disc, optic-cup", pictures="disc-centred crops of colour fundus photographs", answers="disc, cup, vertical cup-to-disc ratio") if common else dict(tags=", ".join(r.replace("_", "-") for r in regions), pictures="square photographs", answers=", ".join(regions))
+    return _CARD.format(names=segmenter.task.words, **words, facts="\n".join(f"| {k} | {v} |" for k, v in lines.items() if v is not None), warnings="".join(f"> **Warning.** {w}\n\n" for w in (adaptation or {}).get("warnings", [])))
 
 # %% ../nbs/09_segment.ipynb #b039051c
 def _tensors(module): return {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
