@@ -19,7 +19,7 @@ from .encoders import encode_all, load_encoder, load_style
 from .metrics import bootstrap_interval, score_columns, score_image
 from .pipeline import Source, new_mfm, new_unet, segment_settings, train_foundation
 from .segment import Segmenter, region_shares, region_widths, train_segmenter, vertical_ratio
-from .translate import Stage1, adapt as adapt_ddpm, choose_step, find_discs, load_fused, save_fused, score_translation, translate, vary_colours, warm_up_fusion, write_pairs
+from .translate import BY_REGION, Stage1, adapt as adapt_ddpm, choose_step, find_discs, load_fused, save_fused, score_translation, translate, vary_colours, warm_up_fusion, write_pairs
 
 # %% ../nbs/14_adapt.ipynb #f34553e4
 def adapt(
@@ -50,7 +50,7 @@ def adapt(
     data = Stage1.prepare(train.images, shots, load_encoder(p.adapt["encoder"], p.adapt["encoder_size"]), load_style(p.adapt["style"]), device)
     probe, recipe = validation.subset(range(min(p.adapt["score_images"], len(validation)))), p.recipes["default"]
     shot_discs = None
-    if recipe["recolour"] == "regions":
+    if recipe["recolour"] in BY_REGION:
         finder = model or train_segmenter(train, None, _network(p, foundation, weights, train, validation, seed, folder), options, seed, folder/"source_only.pt", "source only", device=p.device)
         shot_discs = find_discs(finder, shots)
     score = lambda m, step: score_translation(translate(m, probe.float_images(), recipe | dict(redraw=1.), seed, source_model, precision=p.precision, shots=shots, discs=(probe.masks > 0, shot_discs)), probe.masks, scorer, data, seed, task)

@@ -352,6 +352,7 @@ def with_row(profile: Profile, row: str) -> Profile:
 
 # %% ../nbs/00_config.ipynb #ca65090d
 def _mfm_da(label, **over): return dict(label=label, group="MFM-DA, changed", pairs="default", over=over)
+def _beyond(label, **over): return _mfm_da(label, **over) | dict(group="attempts to better MFM-DA")
 def _rival(label, pairs=None, **over): return dict(label=label, group="further rivals", pairs=pairs, over=over)
 _PAPER = dict(pairs="paper", against="mfm_da_paper")   # compared with MFM-DA with the paper's translation
 _VIT = dict(backbone="vit_mae")                        # changes what only a ViT has
@@ -375,6 +376,9 @@ ROWS = {
     "one_palette_only": _mfm_da("such copies alone", recipes=dict(default=dict(recolour="image", redraw=0.))),
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
+    "balanced_palette": _beyond("bright and dark half of a disc count alike in its palette", recipes=dict(default=dict(recolour="balanced"))),
+    "half_fourier": _beyond("half of the copies by Fourier exchange") | dict(pairs="default+fda"),
+    "teacher_too": _beyond("and a mean teacher on the shots", segment=dict(target_term="mean_teacher")),
     "start_250": _mfm_da("redrawn from t = 250", recipes=dict(default=dict(start=250, ddim_steps=8))),
     "from_noise": _mfm_da("redrawn from noise instead of inversion", recipes=dict(default=dict(method="noise"))),
     "paper_no_guidance": _mfm_da("paper's recipe without structure guidance", recipes=dict(paper=dict(guidance=0))) | _PAPER,

@@ -126,26 +126,37 @@ def train_foundation(profile: Profile, name: str, source: Source, seed: int, fol
 # %% ../nbs/13_pipeline.ipynb #1668c1a2
 RIVALS = dict(mfm_reinhard="reinhard", mfm_fda="fda", oracle=None)   # rows of Table 1 that need no diffusion model, and their pairs
 
+def _twins(profile, layout, labelled, target, seed, name, folder, row):
+    "The labelled images translated by one method, and which of them are kept (None: all)."
+    import torch
+    from mfmda.baselines import LEARNED, TRANSLATORS
+    from mfmda.data import load_folder
+    if name == "same_eyes": return same_eyes(profile, target.name, labelled.ids).images, None
+    if name in TRANSLATORS: return TRANSLATORS[name](labelled.images, target.shots.images, seed=seed), None
+    if name in LEARNED: return LEARNED[name](labelled.images, target.shots.images, seed=seed, checkpoint=Path(folder)/f"{name}.pt", device=profile.device), None
+    made = layout.translated(seed, target.name, row)/name
+    return load_folder(made, profile.size, name).by_id(labelled.ids).images, torch.tensor(read_json(made/"keep.json")["keep"])
+
+def _in_turn(twins):
+    "One set of several: image k is the (k mod n)-th method's."
+    import torch
+    if len(twins) == 1: return twins[0]
+    each = torch.arange(len(twins[0][0])); pick = lambda stacks: torch.stack(stacks)[each % len(twins), each]
+    return pick([images for images, _ in twins]), pick([torch.ones(len(each), dtype=torch.bool) if keep is None else keep for _, keep in twins])
+
 def train_row(
     profile: Profile, layout: Layout, source: Source, target: Target, seed: int,
     method: str,                      # names the checkpoint and the progress bar; "oracle" is tuned on the target's labelled `rest`
-    pairs: str | None,                # a folder of step 3, a rival of `baselines`, "same_eyes", or None
+    pairs: str | None,                # a folder of step 3, a rival of `baselines`, "same_eyes", several joined by "+" (images take them in turn), or None
     folder: Path,                     # where `<method>.pt` is kept, from which an interrupted run goes on
     row: str = "",                    # a name of `ROWS` whose settings `profile` has
 ):                                    # -> Segmenter
     "Tune the chosen foundation afresh for one row (Eq. 12); `InputError` for a term that does not exist."
-    import torch
-    from mfmda.baselines import LEARNED, TARGET_TERMS, TRANSLATORS
-    from mfmda.data import load_folder
+    from mfmda.baselines import TARGET_TERMS
     from mfmda.segment import train_segmenter
     chosen, labelled = read_json(layout.foundation(seed)/"result.json")["chosen"], target.rest if method == "oracle" else source.train
     options, translated, keep, term = segment_settings(profile), None, None, None
-    if pairs == "same_eyes": translated = same_eyes(profile, target.name, labelled.ids).images
-    elif pairs in TRANSLATORS: translated = TRANSLATORS[pairs](labelled.images, target.shots.images, seed=seed)
-    elif pairs in LEARNED: translated = LEARNED[pairs](labelled.images, target.shots.images, seed=seed, checkpoint=Path(folder)/f"{pairs}.pt", device=profile.device)
-    elif pairs:
-        made = layout.translated(seed, target.name, row)/pairs
-        translated, keep = load_folder(made, profile.size, pairs).by_id(labelled.ids).images, torch.tensor(read_json(made/"keep.json")["keep"])
+    if pairs: translated, keep = _in_turn([_twins(profile, layout, labelled, target, seed, name, folder, row) for name in pairs.split("+")])
     network = new_mfm(profile, chosen, (find_row(row).get("weights") if row else None) or foundation_weights(profile, chosen, layout.foundation(seed)/chosen), seed)
     if options.target_term not in (None, *TARGET_TERMS): raise InputError(f"target_term={options.target_term!r}: unknown; expected one of {', '.join(TARGET_TERMS)}.")
     if options.target_term: term = TARGET_TERMS[options.target_term](network, options.target_weight)
