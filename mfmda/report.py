@@ -11,8 +11,8 @@ __all__ = ['METHODS', 'SHORT', 'PICTURED', 'RECIPE_NAMES', 'KEYS', 'WORDS', 'SHO
            'arrow', 'funnel', 'thumb', 'paint_mask', 'outline', 'figure2', 'overlapping_texts', 'examples', 'figure3',
            'figure4', 'enlarge', 'predicted_vcdr', 'cup_dice', 'match_size', 'vcdr_account', 'vcdr_sentence', 'holm',
            'paired_table', 'read_further', 'table2', 'table2_markdown', 'split_gap', 'split_markdown',
-           'generation_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'figure5', 'figure6', 'run_record',
-           'write_table']
+           'generation_markdown', 'figure7', 'figure8', 'rank_test', 'figure9', 'over_shifts', 'over_shifts_markdown',
+           'beaten', 'figure5', 'figure6', 'run_record', 'write_table']
 
 # %% ../nbs/12_report.ipynb #d026e3c8
 import io, json
@@ -795,6 +795,39 @@ def figure9(rows: pd.DataFrame, targets) -> Figure:  # rows of per_image.csv
             ax.plot(rank, y, "o", markersize=4, markerfacecolor=PALETTE[m], markeredgecolor=INK, markeredgewidth=.5)
         ax.set(yticks=range(len(ranks)), yticklabels=[SHORT[m].replace("\n", " ") for m in ranks.index], xlabel=f"mean rank (1 is best); Friedman p {'< .001' if p < .001 else '= ' + number(p)}")
     return fig
+
+# %% ../nbs/12_report.ipynb #f8d43915
+def over_shifts(
+    reports: dict,       # profile's name -> (rows of its per_image.csv, its targets)
+    n: int = 10_000,     # resamples
+) -> pd.DataFrame:       # one row a method: its mean rank on each shift, `mean`, and `behind` MFM-DA with `low` and `high`
+    "Ranks of each method without target labels on the shifts of several reports, 1 is best, and how far it is behind MFM-DA with its 95 % bootstrap interval over images."
+    rng, parts, resampled, shifts = np.random.default_rng(0), [], 0, sum(len(targets) for _, targets in reports.values())
+    for rows, targets in reports.values():
+        data = per_image(rows[(rows.method != "oracle") & rows.target.isin(list(targets))]); by = data.groupby(["target", "image"])
+        wide = data.assign(rank=sum(by[f"{region}_dice"].rank(ascending=False) for region in ("disc", "cup")) / 2).pivot(index="image", columns=["target", "method"], values="rank")
+        parts.append(wide.mean().unstack("target")[list(targets)])
+        behind = sum(wide[t].sub(wide[t]["mfm_da"], axis=0)[parts[0].index] for t in targets).to_numpy() / shifts   # (images, methods)
+        resampled += rng.multinomial(len(behind), np.full(len(behind), 1 / len(behind)), n) / len(behind) @ behind
+    table = pd.concat(parts, axis=1).loc[parts[0].index]
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    mean = table.mean(axis=1)
+    return table.assign(mean=mean, behind=mean - mean["mfm_da"], low=low, high=high).loc[[m for m in METHODS if m in table.index]]
+
+def over_shifts_markdown(table: pd.DataFrame) -> str:  # of `over_shifts`
+    "Markdown: methods down, shifts across; best rank in bold."
+    shifts = [c for c in table if c not in ("mean", "behind", "low", "high")]; signed = lambda x: ("+" if x >= 0 else "−") + number(abs(x), 2)
+    lines = [["method", *map(domain_name, shifts), "mean rank", "behind MFM-DA", "95 % interval"]]; lines.append(["---"] * len(lines[0]))
+    best = {c: number(table[c].min(), 2) for c in [*shifts, "mean"]}
+    for method, row in table.iterrows():
+        ranks = [f"**{text}**" if (text := number(row[c], 2)) == best[c] else text for c in best]
+        lines.append([METHODS[method].replace("*", r"\*"), *ranks, *(["–", "–"] if method == "mfm_da" else [signed(row.behind), f"{signed(row.low)} to {signed(row.high)}"])])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+def beaten(paired: pd.DataFrame) -> list[str]:  # of `paired_table`
+    "Where another method without target labels is better than MFM-DA: Holm's p below .05, and the interval on its side."
+    worse = paired[(paired.p_holm < .05) & (paired.high < 0) & (paired.against != "oracle")]
+    return [f"{domain_name(r.target)} {r.region}: {METHODS[r.against].rstrip('*')} by {number(-r.difference)}" for r in worse.itertuples()]
 
 # %% ../nbs/12_report.ipynb #1c2c3124
 def figure5(table: pd.DataFrame, targets) -> Figure:  # of `table1`
