@@ -17,7 +17,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 index = root / "nbs" / "index.ipynb"
 largest_notebook = 1_000_000  # bytes
-shown_profiles = ("mini", "real64", "dev", "dev64", "shots64")
+shown_profiles = ("mini3", "real64", "real64_back", "mini_vit", "dev", "dev64", "shots64")
 
 
 def notebooks():
