@@ -247,6 +247,7 @@ def resize_labels(mask: np.ndarray, size: int) -> np.ndarray:  # (h, w) -> (size
 def _find(folder, task=DISC_CUP):
     "The images of a data set by id, and for each of its mask folders the masks by id."
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected one that holds images/.")
+    if not (folder/"images").is_dir(): raise InputError(f"{folder}: holds no folder images/; expected images/ and, where there are masks, masks/ or {' and '.join(f'masks_{r}/' for r in task.regions)}: move the pictures into images/.")
     images, own = _files(folder/"images"), [f"masks_{region}" for region in task.regions]; layout = [name for name in ("masks", *own) if (folder/name).is_dir()]
     if layout not in ([], ["masks"], own):
         raise InputError(f"{folder}: holds {' and '.join(layout)}; expected masks, or {' and '.join(own)}, or none of them.")

@@ -259,8 +259,11 @@ class Segmenter:
         if "decoder" in config: network = _load_parts(config, folder)
         elif network is None: raise InputError(f"{folder}: holds a network without a foundation; give from_pretrained its untrained network=.")
         else: _fill(network, folder/"network.safetensors")
-        settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
-        return cls(network.to(pick_device(device)), settings, config["history"], config["facts"], _load_known(config.get("known"), folder/"known.safetensors"), Task(**config["task"]) if "task" in config else DISC_CUP)
+        try:
+            settings = SegmentSettings(**{"statistics": "running"} | config["settings"]) if config["settings"] else None   # folders from before the setting existed
+            task, history, facts = Task(**config["task"]) if "task" in config else DISC_CUP, config["history"], config["facts"]
+        except (KeyError, TypeError) as e: raise InputError(f"{folder/'config.json'}: incomplete or damaged ({e}); save the segmenter again.") from None
+        return cls(network.to(pick_device(device)), settings, history, facts, _load_known(config.get("known"), folder/"known.safetensors"), task)
 
 # %% ../nbs/09_segment.ipynb #902d0897
 _CARD = """---
