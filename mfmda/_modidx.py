@@ -638,6 +638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                  'mfmda.translate.colour_map': ('translate.html#colour_map', 'mfmda/translate.py'),
                                  'mfmda.translate.diffusion_weight': ('translate.html#diffusion_weight', 'mfmda/translate.py'),
                                  'mfmda.translate.find_discs': ('translate.html#find_discs', 'mfmda/translate.py'),
+                                 'mfmda.translate.framed': ('translate.html#framed', 'mfmda/translate.py'),
                                  'mfmda.translate.intra_cluster_distance': ('translate.html#intra_cluster_distance', 'mfmda/translate.py'),
                                  'mfmda.translate.invert': ('translate.html#invert', 'mfmda/translate.py'),
                                  'mfmda.translate.load_fused': ('translate.html#load_fused', 'mfmda/translate.py'),

@@ -220,8 +220,8 @@ def provenance(step: str, params: dict, seed: int, data_fingerprint: str, watch:
 
 # %% ../nbs/00_config.ipynb #b10e34e0
 RECIPES = {
-    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=None, redraw=1., colour_map=None, keep=0.),
-    "default": dict(method="invert", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour="regions", redraw=.5, colour_map=None, keep=0.),
+    "paper": dict(method="noise", start=600, ddim_steps=25, eta=1., guidance=8, guidance_until=400, condition=True, recolour=None, redraw=1., colour_map=None, frame=False, keep=0.),
+    "default": dict(method="invert", start=400, ddim_steps=12, eta=0., guidance=0, guidance_until=0, condition=True, recolour="regions", redraw=.5, colour_map=None, frame=False, keep=0.),
 }
 FUSION_BATCH = 8   # of content fusion's warm-up, as in the released code
 DEEP = r".*blocks\.[3-6]\..*conv_pwl?"   # LoRA on the deeper stages of EfficientNet-Lite0 only: two thirds of the time a step
@@ -377,7 +377,10 @@ ROWS = {
     "recolour_only": _mfm_da("recoloured copies alone", recipes=dict(default=dict(redraw=0.))),
     "redraw_only": _mfm_da("redrawn images alone", recipes=dict(default=dict(redraw=1.))),
     "balanced_palette": _beyond("bright and dark half of a disc count alike in its palette", recipes=dict(default=dict(recolour="balanced"))),
+    "framed": _beyond("with the edge of the target's field of view", recipes=dict(default=dict(frame=True))),
+    "framed_palette": _beyond("one palette for the whole image, with that edge", recipes=dict(default=dict(recolour="image", frame=True))),
     "half_fourier": _beyond("half of the copies by Fourier exchange") | dict(pairs="default+fda"),
+    "three_styles": _beyond("copies by MFM-DA, Fourier exchange and Reinhard in turn") | dict(pairs="default+fda+reinhard"),
     "teacher_too": _beyond("and a mean teacher on the shots", segment=dict(target_term="mean_teacher")),
     "start_250": _mfm_da("redrawn from t = 250", recipes=dict(default=dict(start=250, ddim_steps=8))),
     "from_noise": _mfm_da("redrawn from noise instead of inversion", recipes=dict(default=dict(method="noise"))),
@@ -428,6 +431,8 @@ def settings_of(values: dict, step: str, target: str = "") -> dict:  # values: `
     names = {"1_source_ddpm": ["ddpm"], "2_adapt": ["adapt", "few_shot"], "3_translate": ["recipes", "few_shot"], "4_foundation": ["foundation", "segment"],
              "5_rivals": stage2, "5_segment": stage2, "6_report": [], "6_generation": []}
     if step not in names: raise InputError(f"step={step!r} is unknown; expected one of {', '.join(names)}.")
+    recipes = {name: {k: v for k, v in recipe.items() if (k, v) != ("frame", False)} for name, recipe in values["recipes"].items()}   # records of earlier versions lack it
+    values = values | dict(recipes=recipes)
     own = {k: LATER.get(k, {}) | without_low_memory(values[k]) if isinstance(values[k], dict) else values[k] for k in ("size", "validation", "precision", "source", *names[step])}
     if step == "1_source_ddpm": own["warmup"] = {k: v for k, v in values["adapt"].items() if k.startswith("warmup")}
     if step == "2_adapt": own["recipe"] = values["recipes"]["default"]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BY_REGION', 'phase', 'time_weight', 'diffusion_weight', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused',
            'load_fused', 'Stage1', 'stage1_direction', 'stage1_loss', 'low_pass', 'transport', 'colour_map', 'recolour',
-           'find_discs', 'translate', 'invert', 'vary_colours', 'anatomy_kept', 'style_distance', 'score_translation',
-           'intra_cluster_distance', 'choose_step', 'adapt', 'write_pairs']
+           'framed', 'find_discs', 'translate', 'invert', 'vary_colours', 'anatomy_kept', 'style_distance',
+           'score_translation', 'intra_cluster_distance', 'choose_step', 'adapt', 'write_pairs']
 
 # %% ../nbs/06_translate.ipynb #6f78319a
 import json, math
@@ -224,6 +224,16 @@ def recolour(images: torch.Tensor, references: torch.Tensor, seed: int = 0, disc
     soft = _box(inside, 2) * inside
     return (out * soft + images * (1 - soft)).clamp(0, 1)
 
+def framed(images: torch.Tensor, references: torch.Tensor, seed: int = 0, discs=None, dark: float = .08, rim: float = .04) -> torch.Tensor:
+    """Give each image the edge of the field of view of the target image whose palette it has (`recolour` with this seed): what lies outside it, or less than `rim` of the width inside, is the target image's own.
+    images (N, 3, S, S) and references (K, 3, S, S) in [0, 1] -> (N, 3, S, S); where discs (N, S, S), 0 or 1, are given, nothing covers them."""
+    width = max(1, round(rim * images.shape[-1])); pool = lambda x, r: F.max_pool2d(x, 2*r + 1, 1, r)
+    seen = pool((references.amax(1, keepdim=True) > dark).float(), width)          # a dark vessel is no edge: closed by growing,
+    own = _box(1 - pool(1 - seen, 2 * width), width)                                # then shrinking by twice as much
+    drawn = draw_references(len(images), len(references), seed); own = own[drawn]
+    if discs is not None: own = torch.maximum(own, _box(pool(discs[:, None].float(), width), width))
+    return images * own + references[drawn] * (1 - own)
+
 def _balanced(x, weight, rounds=8):
     "The weights (B, 1, H, W) of pixels, scaled so that those above and those below the edge between two means of brightness count alike."
     light, total = x.mean(1, keepdim=True), lambda w: w.sum((2, 3), keepdim=True).clamp(min=1e-6)
@@ -263,6 +273,7 @@ def translate(
     if recipe["method"] == "invert" and source_model is None: raise InputError("recipe method='invert' needs the source model; pass source_model=.")
     if recipe["redraw"] < 1 and not recipe["recolour"]: raise InputError(f"recipe redraw={recipe['redraw']}: the images that are not drawn anew keep their recoloured copy; set recolour='regions' or 'image', or redraw=1.")
     if recipe["recolour"] not in (None, "image", *BY_REGION): raise InputError(f"recipe recolour={recipe['recolour']!r}: expected None, 'image', 'regions' or 'balanced'.")
+    if recipe["frame"] and shots is None: raise InputError("a recipe with frame=True takes the edge of the field of view from the target images; pass shots=.")
     if recipe["recolour"] and shots is None: raise InputError(f"a recipe with recolour={recipe['recolour']!r} takes its palettes from the target images; pass shots=.")
     if recipe["recolour"] in BY_REGION and discs is None: raise InputError(f"a recipe with recolour={recipe['recolour']!r} has to know where discs are; pass discs=, or set recolour='image'.")
     start = recolour(images, shots.float() / 255, seed, *(discs if recipe["recolour"] in BY_REGION else ()), balanced=recipe["recolour"] == "balanced") if recipe["recolour"] else images
@@ -277,7 +288,7 @@ def translate(
         mine = torch.zeros_like(out)
         for part in parts[rank::world]: mine[part] = out[part]
         out[drawn] = together(mine.to(device)).cpu()[drawn]
-    return out
+    return framed(out, shots.float() / 255, seed, discs and discs[0]) if recipe["frame"] else out
 
 def _reverse(model, x0, recipe, source_model):
     "The reverse process from `start` to 0 for one batch in [−1, 1]; state x and structure path y share each network call."
