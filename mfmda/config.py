@@ -390,7 +390,7 @@ ROWS = {
     "paper_static": _mfm_da("paper's recipe with Δ_static alone", adapt=dict(direction="static")) | _PAPER,
     "paper_no_fusion": _mfm_da("paper's recipe without content fusion", adapt=dict(condition=False), recipes=dict(paper=dict(condition=False))) | _PAPER,
     "no_align": _mfm_da("no L_align", segment=dict(align_weight=0.)),
-    **{f"align_{k}": _mfm_da(f"L_align on the {k} coarsest level{'s' * (k > 1)}", segment=dict(align_levels=k)) for k in (1, 2, 3)},
+    **{f"align_{k}": _mfm_da(f"L_align on the {k} coarsest levels" if k > 1 else "L_align on the coarsest level alone", segment=dict(align_levels=k)) for k in (1, 2, 3)},
     "head_only": _mfm_da("head alone", **_HEAD),
     **{f"rank_{r}": _mfm_da(f"LoRA rank {r}", foundation=dict(lora=dict(rank=r, alpha=2 * r))) for r in (2, 4, 16)},
     "lora_everywhere": _mfm_da("LoRA in every stage", foundation=dict(lora=dict(targets=None))),

@@ -734,7 +734,8 @@ def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Fi
     "Dice against the number of target shots, for each target on which the rows `shots_<n>` were run; None where there are fewer than two."
     shots = {few_shot: "mfm_da"} | {int(r.removeprefix("shots_")): r for r in ROWS if r.startswith("shots_") and r in set(further.method)}
     if len(shots) < 3: return None
-    data = per_image(pd.concat([rows, further])); targets = list(dict.fromkeys(further[further.method.isin(list(shots.values()))].target))
+    asked = further[further.method.isin(list(shots.values()))]; targets = list(dict.fromkeys(asked.target))
+    data = per_image(pd.concat([rows.merge(asked[["target", "seed"]].drop_duplicates()), further]))   # of the same seeds
     with style():
         fig = Drawing(figsize=(min(WIDTH, 2.6 * len(targets) + .6), 2.4), layout="constrained")
         for target, ax in zip(targets, fig.subplots(1, len(targets), squeeze=False, sharey=True)[0]):
@@ -743,7 +744,7 @@ def figure7(rows: pd.DataFrame, further: pd.DataFrame, few_shot: int = 10) -> Fi
                 scores = {n: s for n, s in scores.items() if len(s)}; ends = np.array([bootstrap_interval(s) for s in scores.values()])
                 ax.plot(list(scores), [s.mean() for s in scores.values()], "o-", color=colour, markersize=3.5, label=region); ax.fill_between(list(scores), *ends.T, color=colour, alpha=.2, linewidth=0)
             ax.set(xscale="log", xticks=sorted(shots), title=domain_name(target), xlabel="target images"); ax.set_xticklabels(map(str, sorted(shots))); ax.minorticks_off()
-        fig.axes[0].set_ylabel("Dice"); fig.axes[0].legend(loc="lower right")
+        fig.axes[0].set_ylabel("Dice"); fig.axes[0].legend(loc="center right")
     return fig
 
 # %% ../nbs/12_report.ipynb #1e91893f
