@@ -457,6 +457,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                               'mfmda.report._generation': ('report.html#_generation', 'mfmda/report.py'),
                               'mfmda.report._path': ('report.html#_path', 'mfmda/report.py'),
                               'mfmda.report._present': ('report.html#_present', 'mfmda/report.py'),
+                              'mfmda.report._ranks': ('report.html#_ranks', 'mfmda/report.py'),
                               'mfmda.report._read_segmentation': ('report.html#_read_segmentation', 'mfmda/report.py'),
                               'mfmda.report._read_translation': ('report.html#_read_translation', 'mfmda/report.py'),
                               'mfmda.report._same': ('report.html#_same', 'mfmda/report.py'),

@@ -263,17 +263,17 @@ def _value(row, measure, best):
     if row.method != "oracle": text = f"**{text}**" if text == text_best else f"{text}≈" if low <= mean <= high else text
     return text if np.isnan(spread) else f"{text} ± {number(spread, places)}"
 
+def _ranks(rows, targets):
+    "Rank by Dice of each method without target labels on each image, 1 is best, mean of both regions: images down, (target, method) across."
+    data = per_image(rows[(rows.method != "oracle") & rows.target.isin(list(targets))]); by = data.groupby(["target", "image"])
+    return data.assign(rank=sum(by[f"{region}_dice"].rank(ascending=False) for region in ("disc", "cup")) / 2).pivot(index="image", columns=["target", "method"], values="rank")
+
 def average_rank(
     rows: pd.DataFrame,  # of per_image.csv
     targets,             # which domains count: the profile's targets
 ) -> dict:               # method -> mean rank, 1 is best
     "Rank by Dice of each method without target labels: on each image, averaged over images, then over regions and targets."
-    data, ranks = per_image(rows[rows.method != "oracle"]), []
-    for target in targets:
-        for region in ("disc", "cup"):
-            wide = data[data.target == target].pivot(index="image", columns="method", values=f"{region}_dice")
-            ranks.append(wide.rank(axis=1, ascending=False).mean())
-    mean = pd.concat(ranks, axis=1).mean(axis=1)
+    mean = _ranks(rows, targets).mean().groupby("method").mean()
     return {m: float(mean[m]) for m in METHODS if m in mean}
 
 # %% ../nbs/12_report.ipynb #1de86b26
@@ -805,8 +805,7 @@ def over_shifts(
     "Ranks of each method without target labels on the shifts of several reports, 1 is best, and how far it is behind MFM-DA with its 95 % bootstrap interval over images."
     rng, parts, resampled, shifts = np.random.default_rng(0), [], 0, sum(len(targets) for _, targets in reports.values())
     for rows, targets in reports.values():
-        data = per_image(rows[(rows.method != "oracle") & rows.target.isin(list(targets))]); by = data.groupby(["target", "image"])
-        wide = data.assign(rank=sum(by[f"{region}_dice"].rank(ascending=False) for region in ("disc", "cup")) / 2).pivot(index="image", columns=["target", "method"], values="rank")
+        wide = _ranks(rows, targets)
         parts.append(wide.mean().unstack("target")[list(targets)])
         behind = sum(wide[t].sub(wide[t]["mfm_da"], axis=0)[parts[0].index] for t in targets).to_numpy() / shifts   # (images, methods)
         resampled += rng.multinomial(len(behind), np.full(len(behind), 1 / len(behind)), n) / len(behind) @ behind

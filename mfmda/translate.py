@@ -241,7 +241,8 @@ def _balanced(x, weight, rounds=8):
     bright = lambda edge: weight * (light > edge)
     edge = mean(weight)
     for _ in range(rounds): edge = (mean(bright(edge)) + mean(weight - bright(edge))) / 2
-    return bright(edge) / total(bright(edge)) + (weight - bright(edge)) / total(weight - bright(edge))
+    above = bright(edge); below = weight - above
+    return above / total(above) + below / total(below)
 
 def _moments(x, weight, eps):
     "Mean (B, 3) and covariance (B, 3, 3) of colours (B, 3, H, W) under weights (B, 1, H, W)."
