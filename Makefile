@@ -19,7 +19,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark demo walk
+.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark demo walk
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -45,8 +45,11 @@ FOLDER ?=
 walk: $(READY) ## type what README.md says, from a clone to the report of an adapted segmenter (FOLDER=NAME keeps it): figures/walk.json
 	$(call stage,walk,$(BIN)/python tests/walk.py $(if $(FOLDER),"$(FOLDER)"))
 
-test: check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
+test: check-style check-modules check-clean check-readme test-pages test-smoke test-pytest ## every check, from the notebooks to the smoke profile end to end
 	@echo; echo "All stages passed."
+
+check-style: $(READY) ## width, names, imports of pages and tests (ruff), and how dense the pages are
+	$(call stage,style,$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python tests/nbstyle.py)
 
 check-modules: $(READY)
 	$(call stage,modules equal their notebooks,$(BIN)/python tests/pages.py modules)

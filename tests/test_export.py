@@ -1,4 +1,5 @@
 """One ONNX file says what the segmenter says, for any number of images, without torch."""
+
 import json
 
 import numpy as np
@@ -6,36 +7,69 @@ import onnxruntime
 import pytest
 import torch
 
-from mfmda.command import main
-from mfmda.foundation import MaeSettings, MaskedAutoencoder, build_foundation
-from mfmda.segment import SegmentationModel, Segmenter
+from mfmda.stage2.foundation import build_foundation
+from mfmda.stage2.mae import MaskedAutoencoder
+from mfmda.stage2.segmenter import SegmentationModel, Segmenter
+from mfmda.stage2.settings import LoraSettings, MaeSettings
+from mfmda.use.cli import main
+
+LORA = LoraSettings(rank=2, alpha=4)
+
+
+def cnn(folder):
+    return build_foundation("efficientnet_lite0", None, "lora", LORA, image_size=64)
+
+
+def vit(folder):
+    sizes = MaeSettings(image_size=32, patch=4, dim=48, depth=4, heads=3)
+    weights = MaskedAutoencoder(sizes).save(folder / "vit.safetensors")
+    return build_foundation("vit_mae", weights, "lora", LORA)
 
 
 def moved(network):
     "LoRA's B starts at zero: move it, so that merging it matters."
     torch.manual_seed(1)
     for name, p in network.named_parameters():
-        if "lora_B" in name: torch.nn.init.normal_(p, std=.05)
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
     return network
 
 
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
-def test_onnx_agrees_with_torch(kind, tmp_path):
+@pytest.fixture(params=[cnn, vit], scope="module")
+def exported(request, tmp_path_factory):
+    "A segmenter, its weights before the export, and a session of its ONNX file."
+    folder = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
-    if kind == "cnn": foundation = build_foundation("efficientnet_lite0", None, "lora", dict(rank=2, alpha=4), 64)
-    else: foundation = build_foundation("vit_mae", MaskedAutoencoder(MaeSettings(image_size=32, patch=4, dim=48, depth=4, heads=3)).save(tmp_path / "vit.safetensors"), "lora", dict(rank=2, alpha=4))
-    segmenter = Segmenter(moved(SegmentationModel(foundation)), facts=dict(size=48))
-    segmenter.save_pretrained(tmp_path / "segmenter"); before = {k: v.clone() for k, v in segmenter.network.state_dict().items()}
-    assert main(["export", "--model", str(tmp_path / "segmenter"), "--out", str(tmp_path / "segmenter.onnx")]) == 0
-    session = onnxruntime.InferenceSession(str(tmp_path / "segmenter.onnx"))
-    for n in (1, 3):
-        images = torch.rand(n, 3, 48, 48)
-        ours, = session.run(None, dict(images=images.numpy()))
-        assert ours.shape == (n, 2, 48, 48) and np.abs(ours - segmenter(images).numpy()).max() < 1e-4
-    assert json.loads(session.get_modelmeta().custom_metadata_map["mfmda"])["size"] == 48
-    assert all(torch.equal(v, before[k]) for k, v in segmenter.network.state_dict().items())      # the segmenter itself keeps its LoRA apart
+    network = moved(SegmentationModel(request.param(folder)))
+    segmenter = Segmenter(network, facts=dict(size=48))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    segmenter.save_pretrained(folder / "segmenter")
+    file = str(folder / "segmenter.onnx")
+    assert main(["export", "--model", str(folder / "segmenter"), "--out", file]) == 0
+    return segmenter, before, onnxruntime.InferenceSession(file)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_onnx_agrees_with_torch(exported, n):
+    segmenter, _, session = exported
+    images = torch.rand(n, 3, 48, 48)
+    (ours,) = session.run(None, dict(images=images.numpy()))
+    assert ours.shape == (n, 2, 48, 48)
+    assert np.abs(ours - segmenter(images).numpy()).max() < 1e-4
+
+
+def test_the_file_says_what_it_is_of(exported):
+    facts = exported[2].get_modelmeta().custom_metadata_map["mfmda"]
+    assert json.loads(facts)["size"] == 48
+
+
+def test_the_segmenter_keeps_its_lora_apart(exported):
+    segmenter, before, _ = exported
+    after = segmenter.network.state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in after.items())
 
 
 def test_what_cannot_be_exported_is_named(tmp_path, capsys):
-    assert main(["export", "--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.onnx")]) == 2
+    missing, out = str(tmp_path / "nowhere"), str(tmp_path / "x.onnx")
+    assert main(["export", "--model", missing, "--out", out]) == 2
     assert "config.json: no such file" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Wrong input: one clear error that names the culprit, and earlier results stay as they were."""
-import hashlib
-import json
+
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mfmda.config import InputError, TrainingError, load_profile, write_json
-from mfmda.data import load_folder, load_set
-from mfmda.command import main
-from mfmda.pipeline import load_source, load_target, run_step
-from mfmda.training import fit
+from mfmda.core.files import InputError, TrainingError, write_json
+from mfmda.core.training import LoopOptions, RunOptions, fit
+from mfmda.data.sets import load_folder, load_set
+from mfmda.study.pipeline import load_source, load_target
+from mfmda.study.profiles import load_profile
+from mfmda.use.cli import main
 
 
 def folder_of_eyes(folder, n=4, size=32):
@@ -23,7 +23,9 @@ def folder_of_eyes(folder, n=4, size=32):
     mask = np.zeros((size, size), np.uint8)
     mask[8:24, 8:24], mask[12:20, 12:20] = 1, 2
     for i in range(n):
-        Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(folder / "images" / f"eye{i}.png")
+        Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(
+            folder / "images" / f"eye{i}.png"
+        )
         Image.fromarray(mask).save(folder / "masks" / f"eye{i}.png")
     return folder
 
@@ -32,7 +34,8 @@ def profile_with_target(tmp_path, pool):
     "A profile file whose target pool is a folder."
     sets = load_profile("smoke")
     target = {"clinic": {"pool": f"folder:{pool}", "test": f"folder:{pool}"}}
-    return write_json(tmp_path / "clinic.json", {"base": "smoke", "source": sets.source, "targets": target})
+    values = {"base": "smoke", "source": sets.source.model_dump(), "targets": target}
+    return write_json(tmp_path / "clinic.json", values)
 
 
 def test_a_profile_may_adapt_to_a_folder(tmp_path):
@@ -74,7 +77,9 @@ def break_pairing(folder):
     (folder / "masks" / "eye2.png").unlink()
 
 
-@pytest.mark.parametrize("damage", [break_mask_size, break_png, break_mask_values, break_pairing])
+@pytest.mark.parametrize(
+    "damage", [break_mask_size, break_png, break_mask_values, break_pairing]
+)
 def test_damaged_folders_name_the_file(tmp_path, damage):
     folder = folder_of_eyes(tmp_path / "set")
     assert len(load_folder(folder, 32, "set")) == 4
@@ -101,12 +106,24 @@ def test_cup_outside_its_disc(tmp_path):
         load_folder(folder, 32, "set")
 
 
-@pytest.mark.parametrize("words, says", [
-    (["reproduce", "--profile", "maxi"], "profile='maxi' is unknown"),
-    (["step", "2_adapt", "--profile", "smoke", "--target", "phantom_q"], "target='phantom_q'"),
-    (["step", "2_adapt", "--profile", "smoke", "--seed", "9", "--target", "phantom_b"], "seed=9"),
-    (["step", "2_adapt", "--profile", "no/such.json", "--target", "phantom_b"], "no/such.json"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["reproduce", "--profile", "maxi"], "profile='maxi' is unknown"),
+        (
+            ["step", "2_adapt", "--profile", "smoke", "--target", "phantom_q"],
+            "target='phantom_q'",
+        ),
+        (
+            ["step", "2_adapt", "--profile", "smoke", "--seed", "9", "--target", "phantom_b"],
+            "seed=9",
+        ),
+        (
+            ["step", "2_adapt", "--profile", "no/such.json", "--target", "phantom_b"],
+            "no/such.json",
+        ),
+    ],
+)
 def test_command_line_answers_in_one_line(capsys, words, says):
     assert main(words) == 2
     error = capsys.readouterr().err
@@ -114,17 +131,18 @@ def test_command_line_answers_in_one_line(capsys, words, says):
 
 
 def test_a_failing_step_leaves_earlier_results(tmp_path, capsys):
-    "The step is due, its input is damaged: exit status 1, notebook and cell named, the old result untouched."
+    "The step is due, its input damaged: exit status 1, the cell named, the old result untouched."
     root = tmp_path / "work"
     for need in ("1_source_ddpm", "4_foundation"):
         write_json(root / "runs/smoke/seed0" / need / "result.json", {"earlier": need})
-    old = write_json(root / "runs/smoke/seed0/2_adapt/phantom_b/result.json", {"chosen": {"step": 6}})
-    before = hashlib.sha256(old.read_bytes()).hexdigest()
-    assert main(["step", "2_adapt", "--profile", "smoke", "--target", "phantom_b", "--root", str(root)]) == 1
+    folder = root / "runs/smoke/seed0/2_adapt/phantom_b"
+    old = write_json(folder / "result.json", {"chosen": {"step": 6}})
+    before = old.read_bytes()
+    which = ["--profile", "smoke", "--target", "phantom_b", "--root", str(root)]
+    assert main(["step", "2_adapt", *which]) == 1
     error = capsys.readouterr().err
     assert "2_adapt.ipynb, cell" in error and "InputError" in error
-    assert hashlib.sha256(old.read_bytes()).hexdigest() == before
-    assert json.loads(old.read_text()) == {"chosen": {"step": 6}}
+    assert old.read_bytes() == before
 
 
 def test_nan_loss_keeps_the_last_checkpoint(tmp_path):
@@ -136,7 +154,14 @@ def test_nan_loss_keeps_the_last_checkpoint(tmp_path):
 
     state = tmp_path / "state.pt"
     with pytest.raises(TrainingError, match="loss of step 7"):
-        fit(step, 10, {"net": net}, optimizer, checkpoint=state, every=5)
+        fit(
+            step,
+            10,
+            {"net": net},
+            optimizer,
+            RunOptions(checkpoint=state),
+            LoopOptions(every=5),
+        )
     assert torch.load(state, weights_only=True)["step"] == 5
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
@@ -152,13 +177,23 @@ def test_pickles_are_not_executed(tmp_path):
     state = tmp_path / "state.pt"
     state.write_bytes(pickle.dumps(Trap()))
     net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+
+    def step(i):
+        return {"loss": net(torch.ones(1, 2)).sum()}
+
     with pytest.raises(InputError, match="not a readable checkpoint"):
-        fit(lambda i: {"loss": net(torch.ones(1, 2)).sum()}, 2, {"net": net}, torch.optim.SGD(net.parameters(), .1), checkpoint=state)
+        fit(step, 2, {"net": net}, optimizer, RunOptions(checkpoint=state))
     assert not (tmp_path / "executed").exists()
 
 
 def test_sets_are_named_when_unknown():
-    for spec in ("phantom:phantom_z?seed=0&start=0&count=2", "crops:no_such_set", "photos:x", ""):
+    for spec in (
+        "phantom:phantom_z?seed=0&start=0&count=2",
+        "crops:no_such_set",
+        "photos:x",
+        "",
+    ):
         with pytest.raises(InputError):
             load_set(spec, 32)
 
@@ -169,5 +204,9 @@ def test_source_and_target_never_share_an_eye():
     seen = {i.split(":")[-1] for i in source.train.ids}
     for name in profile.targets:
         target = load_target(profile, name, 0)
-        assert not seen & set(target.test.ids) and not set(target.shots.ids) & set(target.test.ids)
-        assert not (source.test.images[:8].flatten(1).unsqueeze(1) == target.test.images[:8].flatten(1)).all(-1).any()
+        assert not seen & set(target.test.ids) and not set(target.shots.ids) & set(
+            target.test.ids
+        )
+        ours = source.test.images[:8].flatten(1).unsqueeze(1)
+        theirs = target.test.images[:8].flatten(1)
+        assert not (ours == theirs).all(-1).any()

@@ -1,4 +1,6 @@
-"""What a practitioner meets: pictures of every kind, a thousand of them, one target image, folders that cannot be written to; by the commands as they are typed."""
+"""What a practitioner meets: pictures of every kind, a thousand of them, one target image, folders
+that cannot be written to; by the commands as they are typed."""
+
 import csv
 import json
 import os
@@ -11,48 +13,80 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mfmda.command import main
-from mfmda.config import Profile, load_profile, merge, write_json
-from mfmda.data import load_phantoms
+from mfmda.core.files import write_json
+from mfmda.data.sets import load_phantoms
+from mfmda.study.profiles import load_profile
+from mfmda.use.cli import main
 
-SIZE = 16   # pixels that the small segmenter sees
+SIZE = 16  # pixels that the small segmenter sees
+FOUNDATION = dict(candidates=["efficientnet_lite0"], image_size=32)
+FEW = dict(  # a profile of as few steps as there can be
+    base="smoke",
+    foundation=FOUNDATION,
+    ddpm=dict(steps=2),
+    fusion=dict(steps=1),
+    adapt=dict(steps=1, score_every=1, score_images=2, batch=2),
+    segment=dict(steps=2),
+)
 
 
-def eyes(folder, n=6, size=48, camera="phantom_a", masks=True, start=0):
+def picture_of(eyes, k):
+    return Image.fromarray(eyes.images[k].permute(1, 2, 0).numpy())
+
+
+def write_eyes(folder, n=6, size=48, camera="phantom_a", masks=True):
     "Phantoms as a user would lay them out: images/ and masks/."
-    drawn = load_phantoms(camera, 1, start, n, size)
-    for kind, pictures in dict(images=drawn.images.permute(0, 2, 3, 1).numpy(), **(dict(masks=drawn.masks.numpy()) if masks else {})).items():
-        (folder / kind).mkdir(parents=True)
-        for name, picture in zip(drawn.ids, pictures):
-            Image.fromarray(picture).save(folder / kind / f"{name}.png")
+    eyes = load_phantoms(camera, 1, 0, n, size)
+    (folder / "images").mkdir(parents=True)
+    for k, name in enumerate(eyes.ids):
+        picture_of(eyes, k).save(folder / "images" / f"{name}.png")
+    if masks:
+        (folder / "masks").mkdir()
+        for name, mask in zip(eyes.ids, eyes.masks):
+            Image.fromarray(mask.numpy()).save(folder / "masks" / f"{name}.png")
     return folder
+
+
+def type_in(command, **options):
+    "`mfmda command --name value …` in this process; its exit status. A value of True is a flag."
+    words = [command]
+    for name, value in options.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return main(words)
+
+
+def read_table(file, key="image"):
+    with file.open(encoding="utf-8") as lines:
+        return {row[key]: row for row in csv.DictReader(lines)}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     "A small segmenter that nobody has trained: what it says does not matter here."
-    from mfmda.pipeline import new_mfm
-    from mfmda.segment import Segmenter
-    small = Profile(**merge(load_profile("smoke").to_dict(), dict(foundation=dict(candidates=["efficientnet_lite0"], image_size=32))))
-    return Segmenter(new_mfm(small, "efficientnet_lite0", None, 0), facts=dict(size=SIZE)).save_pretrained(tmp_path_factory.mktemp("model") / "segmenter")
+    from mfmda.stage2.segmenter import Segmenter
+    from mfmda.study.pipeline import new_mfm
+
+    small = load_profile("smoke").replace(foundation=FOUNDATION)
+    network = new_mfm(small, "efficientnet_lite0", None, 0)
+    folder = tmp_path_factory.mktemp("model") / "segmenter"
+    return Segmenter(network, facts=dict(size=SIZE)).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    "`mfmda adapt` to a single target image, in as few steps as there can be."
+    "`mfmda adapt` to a single target image, in a process of its own."
     root = tmp_path_factory.mktemp("run")
-    eyes(root / "home", 12, 32)
-    eyes(root / "clinic", 1, 32, "phantom_b", masks=False)
-    few = write_json(root / "few.json", dict(base="smoke", foundation=dict(candidates=["efficientnet_lite0"], image_size=32), ddpm=dict(steps=2), adapt=dict(warmup_steps=1, steps=1, score_every=1, score_images=2, batch=2), segment=dict(steps=2)))
-    done = subprocess.run([sys.executable, "-c", "import sys; from mfmda.command import main; sys.exit(main())", "adapt", "--source", root / "home", "--target", root / "clinic", "--out", root / "run", "--profile", few], capture_output=True, text=True)
+    write_eyes(root / "home", 12, 32)
+    write_eyes(root / "clinic", 1, 32, "phantom_b", masks=False)
+    write_json(root / "few.json", FEW)
+    start = "import sys; from mfmda.use.cli import main; sys.exit(main())"
+    words = "adapt --source home --target clinic --out run --profile few.json".split()
+    command = [sys.executable, "-c", start, *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     return root, done
 
 
-def table(file):
-    return {row["image"]: row for row in csv.DictReader(file.open(encoding="utf-8"))}
-
-
-def bomb(path):
+def write_bomb(path):
     "A PNG whose header promises 40,000 × 40,000 pixels."
     Image.new("L", (8, 8)).save(path)
     data = bytearray(path.read_bytes())
@@ -61,142 +95,294 @@ def bomb(path):
     path.write_bytes(data)
 
 
-def test_pictures_of_every_kind(model, tmp_path, capsys):
-    "Each is segmented as it is meant, or named with its reason; none stops the others."
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    picture = Image.fromarray(load_phantoms("phantom_a", 1, 0, 1, 64).images[0].permute(1, 2, 0).numpy())
+def write_usable(folder, picture):
+    "One eye in every form that can be segmented."
     exif = Image.Exif()
-    exif[0x0112] = 6                                             # "turn me by 90° clockwise"
-    picture.save(photos / "upright.png")
-    picture.transpose(Image.Transpose.ROTATE_90).save(photos / "turned.png", exif=exif)
-    picture.convert("RGBA").save(photos / "opaque.png")
-    picture.convert("L").save(photos / "grey.png")
-    picture.save(photos / "photo.JPG")
-    picture.resize((900, 900)).save(photos / "large.tif")
-    picture.resize((9, 9)).save(photos / "small.bmp")
+    exif[0x0112] = 6  # "turn me by 90° clockwise"
+    picture.save(folder / "upright.png")
+    picture.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    picture.convert("RGBA").save(folder / "opaque.png")
+    picture.convert("L").save(folder / "grey.png")
+    picture.save(folder / "photo.JPG")
+    picture.resize((900, 900)).save(folder / "large.tif")
+    picture.resize((9, 9)).save(folder / "small.bmp")
+
+
+BAD = dict(  # name of a file -> what its error says
+    bad_glass="transparent",
+    bad_cmyk="mode CMYK",
+    bad_deep="mode I;16",
+    bad_thumbnail="7×7 pixels",
+    bad_wide="64×40 pixels",
+    bad_note="cannot be decoded",
+    bad_empty="cannot be decoded",
+    bad_bomb="exceeds limit",
+)
+
+
+def write_unusable(folder, picture):
+    "The files of `BAD`."
     glass = picture.convert("RGBA")
     glass.putpixel((3, 3), (0, 0, 0, 9))
-    glass.save(photos / "bad_glass.png")
-    picture.convert("CMYK").save(photos / "bad_cmyk.jpg")
-    Image.fromarray(np.zeros((64, 64), np.uint16)).save(photos / "bad_deep.png")
-    picture.resize((7, 7)).save(photos / "bad_thumbnail.png")
-    picture.crop((0, 0, 64, 40)).save(photos / "bad_wide.png")
-    (photos / "bad_note.png").write_text("hello")
-    (photos / "bad_empty.jpg").touch()
-    bomb(photos / "bad_bomb.png")
+    glass.save(folder / "bad_glass.png")
+    picture.convert("CMYK").save(folder / "bad_cmyk.jpg")
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "bad_deep.png")
+    picture.resize((7, 7)).save(folder / "bad_thumbnail.png")
+    picture.crop((0, 0, 64, 40)).save(folder / "bad_wide.png")
+    (folder / "bad_note.png").write_text("hello")
+    (folder / "bad_empty.jpg").touch()
+    write_bomb(folder / "bad_bomb.png")
+
+
+def test_pictures_of_every_kind(model, tmp_path, capsys):
+    "Each is segmented as it is meant, or named with its reason; none stops the others."
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    picture = picture_of(load_phantoms("phantom_a", 1, 0, 1, 64), 0)
+    write_usable(photos, picture)
+    write_unusable(photos, picture)
     (photos / "notes.txt").write_text("not a picture, and not called one")
-    assert main(["segment", "--model", str(model), "--images", str(photos), "--out", str(tmp_path / "out")]) == 1
-    rows, error = table(tmp_path / "out" / "segmentation.csv"), capsys.readouterr().err
-    bad = {name for name, row in rows.items() if row["error"]}
-    assert bad == {name for name in rows if name.startswith("bad_")} and len(bad) == 8 and len(rows) == 15
-    assert all(f"{name}." in error for name in bad) and error.count("\n") == 8 and "Traceback" not in error
-    for name, reason in dict(bad_glass="transparent", bad_cmyk="mode CMYK", bad_deep="mode I;16", bad_thumbnail="7×7 pixels", bad_wide="64×40 pixels", bad_note="cannot be decoded", bad_empty="cannot be decoded", bad_bomb="exceeds limit").items():
-        assert reason in rows[name]["error"]
-    same = [{k: v for k, v in rows[name].items() if k != "image"} for name in ("upright", "turned", "opaque")]
-    assert same[0] == same[1] == same[2] and rows["upright"]["far"] == ""
-    sizes = {p.stem: Image.open(p).size for p in (tmp_path / "out" / "masks").iterdir()}
-    assert sizes["large"] == (900, 900) and sizes["small"] == (9, 9) and set(sizes) == set(rows) - bad
+    assert type_in("segment", model=model, images=photos, out=out) == 1
+
+    rows, error = read_table(out / "segmentation.csv"), capsys.readouterr().err
+    assert len(rows) == 15
+    assert {name for name, row in rows.items() if row["error"]} == set(BAD)
+    for name, reason in BAD.items():
+        assert reason in rows[name]["error"] and f"{name}." in error
+    assert error.count("\n") == len(BAD) and "Traceback" not in error
+
+    sizes = {p.stem: Image.open(p).size for p in (out / "masks").iterdir()}
+    assert set(sizes) == set(rows) - set(BAD)
+    assert sizes["large"] == (900, 900) and sizes["small"] == (9, 9)
+    upright, turned, opaque = (
+        rows[n] | dict(image="") for n in ("upright", "turned", "opaque")
+    )
+    assert upright == turned == opaque
+    assert upright["far"] == ""  # a segmenter without features does not say
 
 
 def test_a_thousand_photographs_with_three_bad_ones(model, tmp_path, capsys):
+    "A long list is finished: 997 masks, and the three bad files by name."
     photos, rng = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()
     for i in range(1000):
-        Image.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(photos / f"eye{i:04}.png")
-    (photos / "eye0007.png").write_bytes((photos / "eye0007.png").read_bytes()[:60])
+        pixels = rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"eye{i:04}.png")
+    cut_off = photos / "eye0007.png"
+    cut_off.write_bytes(cut_off.read_bytes()[:60])
     (photos / "eye0500.png").write_text("hello")
     Image.new("RGB", (SIZE, 20)).save(photos / "eye0999.png")
-    assert main(["segment", "--model", str(model), "--images", str(photos), "--out", str(tmp_path / "out"), "--json"]) == 1
-    said = capsys.readouterr()
+    out = tmp_path / "out"
+    assert type_in("segment", model=model, images=photos, out=out, json=True) == 1
+
+    said, bad = capsys.readouterr(), ["eye0007", "eye0500", "eye0999"]
     rows = json.loads(said.out)
-    assert [r["image"] for r in rows if r["error"]] == ["eye0007", "eye0500", "eye0999"] and len(rows) == 1000
-    assert said.err.count("\n") == 3 and all(name in said.err for name in ("eye0007", "eye0500", "eye0999"))
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == 997 and len(table(tmp_path / "out" / "segmentation.csv")) == 1000
+    assert [row["image"] for row in rows if row["error"]] == bad and len(rows) == 1000
+    assert said.err.count("\n") == 3 and all(name in said.err for name in bad)
+    assert len(list((out / "masks").iterdir())) == 997
+    assert len(read_table(out / "segmentation.csv")) == 1000
 
 
 def test_scores_of_a_folder_with_damaged_files(model, tmp_path, capsys):
-    folder = eyes(tmp_path / "labelled")
-    names = sorted(p.stem for p in (folder / "images").iterdir())
-    (folder / "images" / f"{names[0]}.png").write_text("hello")
-    Image.new("L", (48, 48), 77).save(folder / "masks" / f"{names[1]}.png")
-    Image.fromarray(np.asarray(Image.open(folder / "masks" / f"{names[2]}.png"))[:40, :40]).save(folder / "masks" / f"{names[2]}.png")
-    assert main(["evaluate", "--model", str(model), "--images", str(folder), "--out", str(tmp_path / "scores"), "--json"]) == 1
+    "What cannot be scored is named, and no mean counts it."
+    folder, out = write_eyes(tmp_path / "labelled"), tmp_path / "scores"
+    images, masks = folder / "images", folder / "masks"
+    names = sorted(p.stem for p in images.iterdir())
+    (images / f"{names[0]}.png").write_text("hello")
+    Image.new("L", (48, 48), 77).save(masks / f"{names[1]}.png")
+    too_small = np.asarray(Image.open(masks / f"{names[2]}.png"))[:40, :40]
+    Image.fromarray(too_small).save(masks / f"{names[2]}.png")
+    assert type_in("evaluate", model=model, images=folder, out=out, json=True) == 1
+
     said = capsys.readouterr()
     told = json.loads(said.out)
-    assert [r["image"] for r in told["images"] if r["error"]] == names[:3] and said.err.count("\n") == 3 and "40×40 pixels" in said.err
-    means = {row["score"]: row for row in csv.DictReader((tmp_path / "scores" / "means.csv").open())}
-    assert set(means) == set(told["means"]) and {row["images"] for row in means.values()} == {"3"}
-    assert all(float(m["low"]) <= float(m["mean"]) <= float(m["high"]) for m in means.values())
-    (folder / "masks" / f"{names[5]}.png").unlink()
-    assert main(["evaluate", "--model", str(model), "--images", str(folder)]) == 2 and names[5] in capsys.readouterr().err
+    assert [row["image"] for row in told["images"] if row["error"]] == names[:3]
+    assert said.err.count("\n") == 3 and "40×40 pixels" in said.err
+    means = read_table(out / "means.csv", "score")
+    assert set(means) == set(told["means"]) and "disc_dice" in means
+    for mean in means.values():
+        assert float(mean["low"]) <= float(mean["mean"]) <= float(mean["high"])
+        assert mean["images"] == "3"
+    columns = list(next(iter(read_table(out / "scores.csv").values())))
+    assert columns == ["image", *means, "far", "distance", "error"]
 
 
-def test_one_target_image_is_a_warning_and_the_run_can_be_used(run, tmp_path, capsys):
-    root, done = run
+def test_an_image_without_its_mask_is_refused(model, tmp_path, capsys):
+    "A labelled folder that lacks one mask is a mistake, not a folder with one image less."
+    folder = write_eyes(tmp_path / "labelled", 3)
+    missing = max((folder / "masks").iterdir())
+    missing.unlink()
+    assert type_in("evaluate", model=model, images=folder) == 2
+    assert missing.stem in capsys.readouterr().err
+
+
+def test_one_target_image_is_a_warning(run):
+    "A single target image is too few to trust: said before and after, and no reason to stop."
+    _, done = run
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "warning: Only 1 target image:" in done.stdout and "2 × source DDPM" in done.stdout and "Traceback" not in done.stderr
-    assert main(["translate", "--run", str(root / "run"), "--images", str(root / "home"), "--out", str(tmp_path / "moved")]) == 0
-    assert len(list((tmp_path / "moved" / "masks").iterdir())) == 12 and Image.open(next((tmp_path / "moved" / "images").iterdir())).size == (32, 32)
-    assert main(["report", "--model", str(root / "run"), "--images", str(root / "home"), "--out", str(tmp_path / "report.html"), "--most", "2"]) == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Warning: Only 1 target image:" in page and "10 more are not shown" in page and "<script" not in page and "Against the masks" in page and page.count("<img ") == page.count('alt="') >= 3
-    capsys.readouterr()
-    assert main(["segment", "--model", str(root / "run"), "--images", str(root / "clinic"), "--out", str(tmp_path / "out"), "--json"]) == 0
-    only, = json.loads(capsys.readouterr().out)
-    assert only["far"] == "no" and only["distance"] < .1          # the one that it was made from
-    (root / "run" / "shots").rename(root / "run" / "elsewhere")
-    assert main(["translate", "--run", str(root / "run"), "--images", str(root / "home"), "--out", str(tmp_path / "moved")]) == 2
+    assert "2 × source DDPM" in done.stdout and "warning: Only 1 target image:" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_what_such_a_run_translates(run, tmp_path, capsys):
+    "A finished run moves a labelled folder; one without its shots says what is missing."
+    root, _ = run
+    out = tmp_path / "moved"
+    options = dict(run=root / "run", images=root / "home", out=out)
+    assert type_in("translate", **options) == 0
+    assert len(list((out / "masks").iterdir())) == 12
+    assert Image.open(next((out / "images").iterdir())).size == (32, 32)
+
+    shots, elsewhere = root / "run" / "shots", root / "run" / "elsewhere"
+    shots.rename(elsewhere)
+    try:
+        assert type_in("translate", **options) == 2
+    finally:
+        elsewhere.rename(shots)
     assert "shots is missing" in capsys.readouterr().err
-    (root / "run" / "elsewhere").rename(root / "run" / "shots")
 
 
-@pytest.mark.parametrize("target, says", [("empty", "holds no picture"), ("absent", "no such folder"), ("home", "are the source's")])
+def test_what_such_a_run_reports(run, tmp_path):
+    "The report repeats the warning, says what it leaves out, and describes every picture."
+    root, _ = run
+    out = tmp_path / "report.html"
+    assert type_in("report", model=root / "run", images=root / "home", out=out, most=2) == 0
+    page = out.read_text(encoding="utf-8")
+    for words in (
+        "Warning: Only 1 target image:",
+        "10 more are not shown",
+        "Against the masks",
+    ):
+        assert words in page
+    assert "<script" not in page
+    assert page.count("<img ") == page.count('alt="') >= 3
+
+
+def test_the_target_image_itself_is_not_far(run, tmp_path, capsys):
+    "The photograph that a segmenter was made from is near to what it knows."
+    root, _ = run
+    folders = dict(model=root / "run", images=root / "clinic", out=tmp_path / "out")
+    assert type_in("segment", **folders, json=True) == 0
+    (only,) = json.loads(capsys.readouterr().out)
+    assert only["far"] == "no" and only["distance"] < 0.1
+
+
+@pytest.mark.parametrize(
+    "target, says",
+    [("empty", "holds no picture"), ("absent", "no such folder"), ("home", "are the source's")],
+)
 def test_wrong_targets_are_refused_before_work(tmp_path, capsys, target, says):
-    eyes(tmp_path / "home", 4, 32)
+    "A target that cannot be adapted to costs one line and leaves no folder behind."
+    home, out = write_eyes(tmp_path / "home", 4, 32), tmp_path / "run"
     (tmp_path / "empty" / "images").mkdir(parents=True)
-    few = write_json(tmp_path / "few.json", dict(base="smoke", adapt=dict(warmup_steps=1, steps=1), ddpm=dict(steps=1), segment=dict(steps=1)))
-    assert main(["adapt", "--source", str(tmp_path / "home"), "--target", str(tmp_path / target), "--out", str(tmp_path / "run"), "--profile", str(few)]) == 2
+    few = write_json(tmp_path / "few.json", FEW)
+    folders = dict(source=home, target=tmp_path / target, out=out)
+    assert type_in("adapt", **folders, profile=few) == 2
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert says in error and error.count("\n") == 1
+    assert not out.exists()
 
 
-def commands(model, run, photos, home, out):
-    return [["segment", "--model", model, "--images", photos, "--out", out], ["evaluate", "--model", model, "--images", home, "--out", out], ["translate", "--run", run, "--images", photos, "--out", out],
-            ["report", "--model", model, "--images", photos, "--out", out / "report.html"], ["adapt", "--source", home, "--target", photos.parent, "--out", out, "--profile", run.parent / "few.json"]]
+WRITERS = "segment evaluate translate report adapt".split()
 
 
-@pytest.mark.parametrize("k", range(5), ids="segment evaluate translate report adapt".split())
+def options_of(command, model, root, out):
+    "How a command that writes would be typed with folders that are all there."
+    run, home, photos = root / "run", root / "home", root / "clinic" / "images"
+    return dict(
+        segment=dict(model=model, images=photos, out=out),
+        evaluate=dict(model=model, images=home, out=out),
+        translate=dict(run=run, images=photos, out=out),
+        report=dict(model=model, images=photos, out=out / "report.html"),
+        adapt=dict(source=home, target=root / "clinic", out=out, profile=root / "few.json"),
+    )[command]
+
+
+@pytest.fixture
+def no_timing(monkeypatch):
+    "`adapt` says how long it will take by timing its stages: not before it can write."
+
+    def timed(*_, **__):
+        pytest.fail("stages were timed first")
+
+    monkeypatch.setattr("mfmda.study.costs.expected_stages", timed)
+
+
+@pytest.mark.usefixtures("no_timing")
+@pytest.mark.parametrize("command", WRITERS)
 @pytest.mark.parametrize("way", ["file", "forbidden"])
-def test_no_permission_to_write(model, run, tmp_path, capsys, monkeypatch, k, way):
-    "Named in one line, before any work."
-    monkeypatch.setattr("mfmda.command.expect", lambda *_: pytest.fail("stages were timed first"))
+def test_no_permission_to_write(model, run, tmp_path, capsys, command, way):
+    "A place that cannot be written to is named in one line, before any work."
     if way == "forbidden" and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
-    (tmp_path / "place").touch() if way == "file" else (tmp_path / "place").mkdir(mode=0o555)
-    root, _ = run
-    words = commands(model, root / "run", root / "clinic" / "images", root / "home", tmp_path / "place" / "out")[k]
-    assert main(list(map(str, words))) == 2
+    place = tmp_path / "place"
+    place.touch() if way == "file" else place.mkdir(mode=0o555)
+    assert type_in(command, **options_of(command, model, run[0], place / "out")) == 2
     error = capsys.readouterr().err
     assert "cannot be written to" in error and "place" in error and error.count("\n") == 1
 
 
-def test_help_is_quick_and_names_every_command():
-    code = "import sys; from mfmda.command import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'matplotlib', 'pandas'} & set(sys.modules)"
+COMMANDS = "reproduce step profiles adapt segment evaluate translate report".split()
+COMMANDS += "export doctor estimate".split()
+
+
+def test_help_names_every_command(capsys):
+    "Help of the program lists its commands and ends well; so does the help of each."
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"\n  {name} " in listed for name in [*COMMANDS, "data"])
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        assert "example: mfmda " in capsys.readouterr().out
+
+
+def test_help_is_quick():
+    "Help needs none of the packages that take seconds to import."
+    code = """
+import sys
+from mfmda.use.cli import main
+assert main(["--help"]) == 0
+assert not {"torch", "matplotlib", "pandas"} & set(sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in "reproduce step profiles adapt data estimate segment evaluate translate report export doctor".split())
 
 
-def test_doctor_knows_what_is_declared(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["fly"], "No such command 'fly'"),
+        (["adapt", "--source", "home"], "Missing option '--target'"),
+        (["segment", "--magic"], "No such option: --magic"),
+        (["reproduce", "--cores", "many"], "Invalid value for '--cores'"),
+    ],
+)
+def test_what_was_typed_wrongly_is_named(capsys, words, says):
+    "A usage error names the word, with status 2 and no traceback."
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def doctor(capsys):
     status = main(["doctor", "--json"])
     told = json.loads(capsys.readouterr().out)
-    checks = {c["what"]: c for c in told["checks"]}
-    assert status == (0 if told["mini"] else 1) and checks["packages"]["ok"] and checks["writing here"]["ok"] and str(tmp_path) in checks["writing here"]["found"]
-    assert all(c["mend"] for c in told["checks"] if not c["ok"])
+    return status, told["mini"], {check["what"]: check for check in told["checks"]}
+
+
+def test_doctor_knows_this_machine(capsys, tmp_path, monkeypatch):
+    "Doctor's status follows what it found, and each lack has a remedy."
+    monkeypatch.chdir(tmp_path)
+    status, able, checks = doctor(capsys)
+    assert status == (0 if able else 1)
+    assert checks["packages"]["ok"] and checks["writing here"]["ok"]
+    assert str(tmp_path) in checks["writing here"]["found"]
+    assert all(check["mend"] for check in checks.values() if not check["ok"])
+
+
+def test_doctor_finds_a_users_sets(capsys, tmp_path, monkeypatch):
+    "A folder of crops below MFMDA_DATA is listed by name."
     monkeypatch.setenv("MFMDA_DATA", str(tmp_path / "sets"))
-    eyes(tmp_path / "sets" / "mine", 1, 16)
-    main(["doctor", "--json"])
-    checks = {c["what"]: c for c in json.loads(capsys.readouterr().out)["checks"]}
+    write_eyes(tmp_path / "sets" / "mine", 1, 16)
+    _, _, checks = doctor(capsys)
     assert checks["data"]["ok"] and checks["data"]["found"].endswith("sets: mine")
