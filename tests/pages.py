@@ -32,6 +32,11 @@ def notebooks():
     )
 
 
+def has_explorer(cell):
+    "Whether a cell puts sliders above a figure."
+    return bool(re.search(r"^(explorer = )?Explorer\(", "".join(cell["source"]), re.M))
+
+
 def difference(ours, expected, name, limit=40):
     "The first lines of a unified diff between two texts."
     lines = list(

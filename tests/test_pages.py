@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbstyle
 import pytest
-from pages import from_root, largest_notebook, notebooks, without_widgets
+from pages import from_root, has_explorer, largest_notebook, notebooks, without_widgets
 
 root = Path(__file__).resolve().parent.parent
 pages = sorted((root / "nbs").glob("[0-9]*.ipynb"))
@@ -144,8 +144,7 @@ def test_page_names_its_reading_time_and_its_neighbours(path):
 def explorers(nb):
     "Cells that put sliders above a figure."
     code = [c for c in nb["cells"] if c["cell_type"] == "code"]
-    starts = re.compile(r"^(?:explorer = )?Explorer\(", re.M)
-    return [c for c in code if starts.search("".join(c["source"]))]
+    return [c for c in code if has_explorer(c)]
 
 
 @every

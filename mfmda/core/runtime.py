@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'mend_torchvision', 'process_state', 'pick_device', 'device_name', 'module_device', 'bf16_is_native',
-           'autocast', 'derived_seed', 'seed_everything', 'package_versions', 'git_commit', 'peak_memory_mb',
-           'Stopwatch', 'machine_facts', 'provenance', 'rank_and_world_size', 'shard', 'sample_noise', 'global_noise',
-           'all_reduce_sum', 'broadcast_from_main', 'average_gradients']
+           'autocast', 'derived_seed', 'package_versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'machine_facts',
+           'provenance', 'rank_and_world_size', 'shard', 'sample_noise', 'global_noise', 'all_reduce_sum',
+           'broadcast_from_main', 'average_gradients']
 
 # %% ../../nbs/02_core.runtime.ipynb #47eff1af
 import contextlib
@@ -14,13 +14,11 @@ import importlib.metadata
 import itertools
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
@@ -105,13 +103,6 @@ def autocast(device, enabled: bool):
 def derived_seed(seed: int, part: int) -> int:
     "A seed of its own for each part of a run."
     return (seed * 1_000_003 + part) % 2**63
-
-
-def seed_everything(seed: int):
-    "Seed Python, NumPy and torch."
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 # %% ../../nbs/02_core.runtime.ipynb #86746fe3
 PACKAGES = "torch torchvision diffusers timm peft accelerate numpy scipy".split()

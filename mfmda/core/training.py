@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'batch_indices', 'RunOptions', 'LoopOptions', 'save_checkpoint', 'load_checkpoint', 'lock_checkpoint',
-           'exponential_average', 'tracker', 'update', 'fit', 'checkpoint_gradients', 'recompute', 'without_low_memory',
-           'warmup_cosine', 'polynomial_decay']
+           'exponential_average', 'tracker', 'update', 'fit', 'checkpoint_gradients', 'recompute', 'warmup_cosine',
+           'polynomial_decay']
 
 # %% ../../nbs/03_core.training.ipynb #e82a191b
 import contextlib
@@ -327,11 +327,6 @@ def checkpoint_gradients(
 def recompute(f: Callable, *tensors):
     "f(*tensors), computed once more on the way back, with the same random numbers, not kept."
     return torch.utils.checkpoint.checkpoint(f, *tensors, use_reentrant=False)
-
-# %% ../../nbs/03_core.training.ipynb #e46a1038
-def without_low_memory(settings) -> dict:
-    "Settings without the one that changes no number: a run out of memory may go on with less."
-    return settings.model_dump(exclude={"low_memory"})
 
 # %% ../../nbs/03_core.training.ipynb #4a2a6b94
 def warmup_cosine(steps: int, warmup: int = 20) -> Callable:  # i -> factor

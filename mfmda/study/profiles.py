@@ -187,7 +187,7 @@ ROWS = {
     name: Row(**row) for name, row in _read(files("mfmda") / "rows.yaml", "rows.yaml").items()
 }
 
-
+# %% ../../nbs/32_study.profiles.ipynb #e7965a86
 def find_row(name: str) -> Row:
     "What a row is; `InputError` for a name that `ROWS` lacks."
     row = ROWS.get(name) or rival_row(name)
@@ -209,7 +209,7 @@ def rival_row(name: str) -> Row | None:
     label = translator_label(pairs)
     return Row(label=label, group="further rivals", pairs=pairs, steps=["5_segment"])
 
-
+# %% ../../nbs/32_study.profiles.ipynb #09c7026d
 TABLE1_STEPS = ["2_adapt", "3_translate", "5_segment"]
 
 

@@ -38,6 +38,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+# %% ../../nbs/44_use.cli.ipynb #7a7bd4df
 # a package that is not in the base installation -> the extra that brings it
 EXTRA_OF = dict(
     matplotlib="report",
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     except (TrainingError, OSError) as error:  # a loss that is not finite, a full disk
         return complain(error, 1)
 
-
+# %% ../../nbs/44_use.cli.ipynb #c956c646
 def complain(error: object, status: int) -> int:
     "One line on standard error."
     print(f"mfmda: {error}", file=sys.stderr)
@@ -211,7 +212,7 @@ def step(  # noqa: PLR0913
         return complain(error, 1)
     return 0
 
-
+# %% ../../nbs/44_use.cli.ipynb #1cf89ff6
 def under_torchrun(step: str, options: dict, processes: int) -> int:
     "The same command in several processes."
     start = "import sys; from mfmda.use.cli import main; sys.exit(main())"
@@ -270,7 +271,7 @@ def adapt(  # noqa: PLR0913
     else:
         print(in_words(facts, out / "segmenter"))
 
-
+# %% ../../nbs/44_use.cli.ipynb #0c67be4b
 def in_words(facts: dict, folder: Path) -> str:
     "What an adaptation came to."
     lines = [f"\nsegmenter: {folder}"]
@@ -445,7 +446,7 @@ def fetch(
 
     print(public.fetch(name, out))
 
-
+# %% ../../nbs/44_use.cli.ipynb #9ab0121c
 @command("data crop --layout folder --root photographs --side 1500 --out clinic", on=data_app)
 def crop(  # noqa: PLR0913
     layout: Annotated[

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from pages import has_explorer
 from playwright.sync_api import Error, expect, sync_playwright
 
 root = Path(__file__).resolve().parent.parent.parent
@@ -74,10 +75,6 @@ def source_cells(name):
     "The code cells of a page."
     nb = json.loads((root / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))
     return nb, [c for c in nb["cells"] if c["cell_type"] == "code"]
-
-
-def has_explorer(cell):
-    return "explorer = Explorer(" in "".join(cell["source"])
 
 
 def up_to_explorer(name):
