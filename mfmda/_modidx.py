@@ -978,6 +978,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                       'mfmda.study.profiles._own_profile': ('study.profiles.html#_own_profile', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles._packaged': ('study.profiles.html#_packaged', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles._read': ('study.profiles.html#_read', 'mfmda/study/profiles.py'),
+                                      'mfmda.study.profiles._translators': ('study.profiles.html#_translators', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles.find_row': ('study.profiles.html#find_row', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles.load_profile': ('study.profiles.html#load_profile', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles.migrate': ('study.profiles.html#migrate', 'mfmda/study/profiles.py'),

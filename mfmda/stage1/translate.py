@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.files import InputError, atomic_path
-from ..core.runtime import autocast, module_device, sample_noise
+from ..core.runtime import autocast, derived_seed, module_device, sample_noise
 from ..core.training import RunOptions
 from ..data.sets import FundusSet
 from .colour import BY_REGION, colour_map, framed, recolour, to_uint8
@@ -153,7 +153,7 @@ def generate(
     out = torch.zeros_like(images)
     for k in range(rank, math.ceil(len(images) / batch), world):
         part = slice(k * batch, (k + 1) * batch)
-        torch.manual_seed((run.seed * 1_000_003 + k) % 2**63)
+        torch.manual_seed(derived_seed(run.seed, k))
         x0 = to_model(images[part]).to(device)
         with autocast(device, run.precision == "bf16"):
             x = reverse_process(translator, x0, recipe)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from ..core.files import InputError, fingerprint
-from ..core.runtime import autocast, pick_device, rank_and_world_size, shard
+from ..core.runtime import autocast, derived_seed, pick_device, rank_and_world_size, shard
 from mfmda.core.training import (
     LoopOptions,
     RunOptions,
@@ -413,7 +413,7 @@ def view_numbers(
 
 # %% ../../nbs/24_stage2.tuning.ipynb #8c993054
 def _generator(seed, i):
-    return torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63)
+    return torch.Generator().manual_seed(derived_seed(seed, i))
 
 
 def draw_batch(

@@ -196,16 +196,21 @@ def find_row(name: str) -> Row:
     return row
 
 
-def rival_row(name: str) -> Row | None:
-    "The row `mfm_<name>` of a translator that `study.rivals` registers; it needs no other entry."
-    if not name.startswith("mfm_"):
-        return None
-    from mfmda.stage1.colour import TRANSLATORS, translator_label
+def _translators():
+    "Every registered translator: those of stage1.colour, and of `study.rivals`, which needs torch."
+    from mfmda.stage1.colour import TRANSLATORS
     from mfmda.study import rivals  # noqa: F401, which registers its own
 
+    return TRANSLATORS
+
+
+def rival_row(name: str) -> Row | None:
+    "The row `mfm_<name>` of a translator that `study.rivals` registers; it needs no other entry."
     pairs = name.removeprefix("mfm_")
-    if pairs not in TRANSLATORS:
+    if pairs == name or pairs not in _translators():
         return None
+    from mfmda.stage1.colour import translator_label
+
     label = translator_label(pairs)
     return Row(label=label, group="further rivals", pairs=pairs, steps=["5_segment"])
 
@@ -254,11 +259,8 @@ PAIRS = ("paper", "default", "reinhard", "fda")  # the translations that Table 1
 # %% ../../nbs/32_study.profiles.ipynb #f1476d3a
 def row_names() -> list[str]:
     "Every row that a table can hold beside Table 1's: those of `ROWS`, and registered rivals."
-    from mfmda.stage1.colour import TRANSLATORS
-    from mfmda.study import rivals  # noqa: F401, which registers its own
-
     listed = {*ROWS, *METHODS}
-    return [*ROWS, *(f"mfm_{name}" for name in TRANSLATORS if f"mfm_{name}" not in listed)]
+    return [*ROWS, *(f"mfm_{name}" for name in _translators() if f"mfm_{name}" not in listed)]
 
 # %% ../../nbs/32_study.profiles.ipynb #70242c41
 STEP_READS = {

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..core.files import InputError, atomic_path, check_writable, read_json
-from ..core.runtime import pick_device
+from ..core.runtime import derived_seed, pick_device
 from mfmda.data.readers import (
     DISC_CUP,
     Task,
@@ -366,7 +366,7 @@ def translate_folder(
         good = [p for p in photographs if not p.error]
         if not good:
             continue
-        moved, discs = translate_batch(done, good, (seed * 1_000_003 + k) % 2**63)
+        moved, discs = translate_batch(done, good, derived_seed(seed, k))
         for p, pixels, disc in zip(good, moved, discs):
             write_picture(folders["images"] / f"{p.name}.png", pixels)
             if files.masks:
