@@ -38,7 +38,7 @@ setup(
     keywords=cfg["keywords"].split(),
     project_urls={"Paper": "https://arxiv.org/abs/2503.00802"},
     packages=find_packages(include=[f"{cfg['lib_path']}*"]),
-    package_data={cfg["lib_path"]: ["profiles/*.yaml", "rows.yaml", "**/*.j2"]},
+    package_data={cfg["lib_path"]: ["profiles/*.yaml", "rows.yaml", "weights/**/*", "**/*.j2"]},
     include_package_data=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),

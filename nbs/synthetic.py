@@ -112,7 +112,7 @@ def synthetic_source(layout, seed, origin):
     validation = dict(a_made_up_mfm=dict(disc=0.9, cup=0.8, mean=0.85))
     chosen = dict(step="4_foundation", chosen="a_made_up_mfm", validation=validation)
     write_json(folder / "result.json", origin | chosen)
-    write_json(layout.source_ddpm(seed) / "result.json", origin | dict(step="1_source_ddpm"))
+    write_json(layout.source_ddpm() / "result.json", origin | dict(step="1_source_ddpm"))
 
 
 def synthetic_adaptation(folder, k, about):

@@ -133,8 +133,8 @@ def test_command_line_answers_in_one_line(capsys, words, says):
 def test_a_failing_step_leaves_earlier_results(tmp_path, capsys):
     "The step is due, its input damaged: exit status 1, the cell named, the old result untouched."
     root = tmp_path / "work"
-    for need in ("1_source_ddpm", "4_foundation"):
-        write_json(root / "runs/smoke/seed0" / need / "result.json", {"earlier": need})
+    for need in ("1_source_ddpm", "seed0/4_foundation"):
+        write_json(root / "runs/smoke" / need / "result.json", {"earlier": need})
     folder = root / "runs/smoke/seed0/2_adapt/phantom_b"
     old = write_json(folder / "result.json", {"chosen": {"step": 6}})
     before = old.read_bytes()
@@ -200,7 +200,7 @@ def test_sets_are_named_when_unknown():
 
 def test_source_and_target_never_share_an_eye():
     profile = load_profile("mini")
-    source = load_source(profile, 0)
+    source = load_source(profile)
     seen = {i.split(":")[-1] for i in source.train.ids}
     for name in profile.targets:
         target = load_target(profile, name, 0)

@@ -26,7 +26,7 @@ pages = sorted((root / "nbs").glob("[0-9]*.ipynb"))
 rooms = [page.stem.partition("_")[2] for page in pages]
 EXTRAS = "report data notebook reproduce optional export dev benchmark browser".split()
 KINDS = [key for key in cfg if key.endswith("requirements")]
-DATA = ["profiles/*.yaml", "rows.yaml", "**/*.j2"]
+DATA = ["profiles/*.yaml", "rows.yaml", "weights/**/*", "**/*.j2"]
 
 
 def module_name(path):

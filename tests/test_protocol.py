@@ -19,7 +19,7 @@ def row(tmp_path_factory):
     "A row of Table 1 as step 5 trains and scores it, and its test set as a user's folder."
     box = tmp_path_factory.mktemp("row")
     profile = load_profile("smoke").replace(segment=dict(steps=25, lr=1e-2))
-    source, target = load_source(profile, 0), load_target(profile, "phantom_b", 0)
+    source, target = load_source(profile), load_target(profile, "phantom_b", 0)
     layout = Layout("smoke", box)
     write_json(layout.foundation(0) / "result.json", dict(chosen="efficientnet_lite0"))
     job = Job(profile, layout, source, target, 0)

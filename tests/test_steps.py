@@ -172,13 +172,14 @@ def test_more_cores_do_not_run_a_finished_step_again(clone):
 def test_a_target_without_masks_is_translated_to_and_reported(tmp_path):
     "Ten images and nothing else: from the smoke run's models to Table 4, by the same notebooks."
     smoke, blind = Layout("smoke", root), tmp_path / "blind.json"
-    made = [folder(0) for folder in (smoke.source_ddpm, smoke.foundation)]
+    made = [smoke.source_ddpm(), smoke.foundation(0)]
     if not all((folder / "result.json").exists() for folder in made):
         pytest.skip("no smoke run under runs/: the smoke stage of `make test` makes one")
     pool = "phantom:phantom_b?seed=1&start=20000&count=10"
     blind.write_text(json.dumps(dict(base="smoke", targets=dict(clinic=dict(pool=pool)))))
-    for folder in made:
-        shutil.copytree(folder, Layout("blind", tmp_path).seed(0) / folder.name)
+    own = Layout("blind", tmp_path)
+    for folder, copy in zip(made, (own.source_ddpm(), own.foundation(0))):
+        shutil.copytree(folder, copy)
     parameters = dict(profile=str(blind), root=str(tmp_path))
     for step in ("2_adapt", "3_translate"):
         run_step(step, tmp_path / f"{step}.ipynb", **parameters, seed=0, target="clinic")

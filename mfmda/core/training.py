@@ -74,6 +74,7 @@ class RunOptions:
     checkpoint: Path | None = None  # resume from and save to
     key: tuple = ()  # what else the run depends on, beside settings and data
     label: str = "training"
+    until: int | None = None  # stop after so many updates, to go on another time
 
     def replace(self, **changes):
         "The same options with `changes`."
@@ -288,10 +289,11 @@ def fit(
     run writes the same checkpoint, or wrote it with other settings.
     """
     key = fingerprint(run.key, run.seed, steps)
+    end = min(steps, run.until or steps)
     saved = modules | (dict(ema=loop.average) if loop.average else {})
     with lock_checkpoint(run.checkpoint), tracker(run.label, run.checkpoint) as log:
         first, history = _begin(run.checkpoint, saved, optimizer, key)
-        bar = _progress(first, steps, run.label)
+        bar = _progress(first, end, run.label)
         for i in bar:
             last = i == steps - 1
             logged = update(step, i, optimizer, run, loop)
@@ -303,7 +305,8 @@ def fit(
                 bar.set_postfix(loss=f"{logged['loss']:.4f}")
             if loop.after:
                 loop.after(i)
-            if run.checkpoint and ((i + 1) % loop.every == 0 or last):
+            pause = i == end - 1
+            if run.checkpoint and ((i + 1) % loop.every == 0 or pause):
                 save_checkpoint(run.checkpoint, saved, optimizer, i + 1, key, history)
     return history
 

@@ -181,11 +181,15 @@ def train_ddpm(
     images: torch.Tensor,  # (N, 3, S, S) uint8
     settings: DDPMSettings,
     run: RunOptions = RunOptions(label="source DDPM"),
+    start: UNet2DModel | None = None,  # go on from its weights; None: from random ones
 ) -> tuple[UNet2DModel, list[dict]]:  # the averaged weights, history
     "Train ε_θ on `images` with Eq. 2."
     torch.manual_seed(run.seed)
     device = pick_device(run.device)
-    unet = build_unet(images.shape[-1], settings.channels).to(device)
+    unet = build_unet(images.shape[-1], settings.channels)
+    if start is not None:
+        unet.load_state_dict(start.state_dict())
+    unet.to(device)
     if settings.low_memory:
         checkpoint_gradients(unet)
     average = exponential_average(unet, settings.ema)
@@ -202,7 +206,8 @@ def train_ddpm(
         )  # `fit` adds the gradients of micro-steps up
 
     loop = LoopOptions(warmup_cosine(settings.steps), average, settings.accumulate)
-    known = settings.model_dump(exclude={"low_memory"})
+    known = settings.model_dump(exclude={"low_memory", "shipped"})
+    known = known if start is None else (known, list(start.state_dict().values()))
     run = run.replace(key=(run.key, known, run.precision, fingerprint(images)))
     history = fit(step, settings.steps, dict(unet=unet), optimizer, run, loop)
     return average.module, history
@@ -368,11 +373,12 @@ def warm_up_fusion(
     images: torch.Tensor,  # (N, 3, S, S) uint8, source
     settings: FusionSettings = FusionSettings(),
     run: RunOptions = RunOptions(label="content fusion"),
+    start: ContentFusion | None = None,  # go on from these layers; None: from fresh ones
 ) -> tuple[FusedUNet, list[dict]]:  # the model, history
-    "Train fresh fusion layers with Eq. 2; the U-Net stays as it is."
+    "Train fusion layers with Eq. 2; the U-Net stays as it is."
     torch.manual_seed(run.seed)
     device = pick_device(run.device)
-    model = FusedUNet(unet.requires_grad_(False)).to(device)
+    model = FusedUNet(unet.requires_grad_(False), start).to(device)
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings.lr)
 
     def step(i):
@@ -382,7 +388,8 @@ def warm_up_fusion(
             eps_hat = model(q_sample(x0, t, eps), t, condition=x0, batch_times=times)
         return dict(loss=ddpm_loss(eps_hat, eps).mean())
 
-    data = fingerprint(images, list(unet.state_dict().values()))
+    begun = [] if start is None else [list(start.state_dict().values())]
+    data = fingerprint(images, list(unet.state_dict().values()), *begun)
     run = run.replace(key=(run.key, settings.model_dump(), run.precision, data))
     history = fit(step, settings.steps, dict(fusion=model.fusion), optimizer, run)
     return model.requires_grad_(True), history

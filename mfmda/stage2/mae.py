@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'normalise_patches', 'random_mask', 'sincos_positions', 'MaskedAutoencoder', 'random_crop',
-           'pretrain_mae']
+           'pretrain_mae', 'save_shipped_vit', 'load_shipped_mae']
 
 # %% ../../nbs/21_stage2.mae.ipynb #08788c3e
 import json
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..core.files import InputError, atomic_path, fingerprint
+from ..core.files import InputError, atomic_path, fingerprint, read_json
 from ..core.runtime import autocast, mend_torchvision, pick_device
 from ..core.training import LoopOptions, RunOptions, batch_indices, fit, warmup_cosine
+from ..stage1.shipped import WEIGHTS, half_precision, shipped_folder, write_shipped
 from .foundation import ARCHITECTURE, mae_encoder
 from .settings import MaeSettings
 
@@ -156,6 +157,7 @@ def pretrain_mae(
     images: torch.Tensor,  # (N, 3, H, W) uint8: unlabelled, of many cameras, none of them a target
     settings: MaeSettings = MaeSettings(),
     run: RunOptions = RunOptions(label="masked autoencoder"),
+    start: MaskedAutoencoder | None = None,  # go on from its weights
 ) -> tuple[MaskedAutoencoder, list[dict]]:  # the trained network, history
     "Pretrain a ViT by masked autoencoding. Raises `InputError` for anything but uint8 images."
     if images.dtype != torch.uint8 or images.ndim != 4:
@@ -163,7 +165,10 @@ def pretrain_mae(
         raise InputError(f"pretrain_mae: images are {found}; expected uint8 (N, 3, H, W).")
     s, device = settings, pick_device(run.device)
     torch.manual_seed(run.seed)
-    mae = MaskedAutoencoder(s).to(device).train()
+    mae = MaskedAutoencoder(s)
+    if start is not None:
+        mae.load_state_dict(start.state_dict())
+    mae.to(device).train()
     params = [p for p in mae.parameters() if p.requires_grad]
     matrices = dict(params=[p for p in params if p.ndim > 1], weight_decay=s.weight_decay)
     vectors = dict(params=[p for p in params if p.ndim < 2], weight_decay=0.0)
@@ -176,7 +181,33 @@ def pretrain_mae(
         with autocast(device, run.precision == "bf16"):
             return dict(loss=mae.loss(random_crop(batch, s.image_size, s.crop)))
 
-    run = run.replace(key=(run.key, s.model_dump(), run.precision, fingerprint(images)))
+    begun = () if start is None else (list(start.state_dict().values()),)
+    known = (run.key, s.model_dump(), run.precision, fingerprint(images), *begun)
+    run = run.replace(key=known)
     loop = LoopOptions(schedule=warmup_cosine(s.steps, s.warmup))
     history = fit(step, s.steps, dict(mae=mae), optimizer, run, loop)
     return mae.eval(), history
+
+# %% ../../nbs/21_stage2.mae.ipynb #9fa4355b
+def save_shipped_vit(mae: MaskedAutoencoder, folder: Path, record: dict) -> Path:
+    "A masked autoencoder as a folder of `mfmda/weights/`, see `stage1.shipped`."
+    small = half_precision(mae)
+    state = small.state_dict()
+    rest = {k: v.contiguous() for k, v in state.items() if not k.startswith("encoder.")}
+
+    def save(tmp):
+        small.save(tmp / "encoder.safetensors")
+        save_file(rest, tmp / "decoder.safetensors")
+
+    return write_shipped(folder, save, record)
+
+# %% ../../nbs/21_stage2.mae.ipynb #b8451b62
+def load_shipped_mae(name: str = "vit_phantom", root: Path = WEIGHTS) -> MaskedAutoencoder:
+    "A shipped masked autoencoder, encoder and decoder, strictly, in single precision."
+    folder = shipped_folder(name, root)
+    mae = MaskedAutoencoder(MaeSettings(**read_json(folder / "record.json")["mae"]))
+    state = load_file(folder / "decoder.safetensors")
+    for key, value in load_file(folder / "encoder.safetensors").items():
+        state[f"encoder.{key}"] = value
+    mae.load_state_dict(state)
+    return mae.eval()

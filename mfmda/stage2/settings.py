@@ -35,24 +35,22 @@ def named(value, network: str):
 
 # %% ../../nbs/19_stage2.settings.ipynb #5efb2841
 class MaeSettings(Settings):
-    "A masked autoencoder; the defaults fit a machine with two cores."
+    "A masked autoencoder; the defaults made the ViT that the package brings."
 
-    image_size: PositiveInt = (
-        56  # px; with patch 4 a grid of 14×14 tokens, as RETFound's 224/16
-    )
+    image_size: PositiveInt = 48  # px; with patch 4 a grid of 12×12 tokens
     patch: PositiveInt = 4  # px
-    dim: PositiveInt = 160
+    dim: PositiveInt = 128
     depth: PositiveInt = 8
-    heads: PositiveInt = 5
+    heads: PositiveInt = 4
     decoder_dim: PositiveInt = 96
     decoder_depth: PositiveInt = 2
     decoder_heads: PositiveInt = 3
     mask: float = Field(0.75, gt=0, lt=1)  # fraction of patches hidden
-    steps: PositiveInt = 600
+    steps: PositiveInt = 16_400
     batch: PositiveInt = 64
     lr: PositiveFloat = 1.5e-3
     weight_decay: NonNegativeFloat = 0.05
-    warmup: int = Field(40, ge=0)
+    warmup: int = Field(400, ge=0)
     crop: float = Field(
         0.4, gt=0, le=1
     )  # smallest area of the random crop, a fraction of the image
@@ -69,9 +67,7 @@ class PretrainingSettings(Settings):
 
     steps: PositiveInt = 600
     batch: PositiveInt = 64
-    images: PositiveInt = (
-        4000  # phantoms through random cameras, beside the source's own images
-    )
+    images: PositiveInt = 4000  # phantoms through random cameras
 
 
 class FoundationSettings(Settings):

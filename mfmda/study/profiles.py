@@ -331,7 +331,8 @@ def _migrate_foundation(old):
 class Layout:
     """Folders of a run: `runs/<profile>/seed<k>/<step>/[<target>[+<row>]/]`, `figures/<profile>/`.
 
-    A row reads what it does not make itself from the folders of Table 1.
+    A row reads what it does not make itself from the folders of Table 1. All seeds share the
+    source's diffusion model.
     """
 
     profile: str
@@ -344,11 +345,13 @@ class Layout:
         return Path(self.root) / "runs" / self.profile / f"seed{seed}"
 
     def of(self, step, seed, target, row=""):
+        if step == "1_source_ddpm":
+            return self.source_ddpm()
         folder = f"{target}+{row}" if row and step in own_steps(row) else target
         return self.seed(seed) / step / folder
 
-    def source_ddpm(self, seed):
-        return self.seed(seed) / "1_source_ddpm"
+    def source_ddpm(self):
+        return Path(self.root) / "runs" / self.profile / "1_source_ddpm"
 
     def adapted(self, seed, target, row=""):
         return self.of("2_adapt", seed, target, row)

@@ -230,8 +230,14 @@ class _Part(NamedTuple):
     recipes: tuple | list = ()  # of dicts
 
 
+def _read_source_ddpm(profile, layout, seed):
+    "All seeds share one model, whose time counts once."
+    ddpm = _read_step(layout, "1_source_ddpm", seed) | dict(seed=seed)
+    return ddpm if seed == profile.seeds[0] else ddpm | dict(wall_s=0.0)
+
+
 def _read_source(profile, layout, seed):
-    ddpm = _read_step(layout, "1_source_ddpm", seed)
+    ddpm = _read_source_ddpm(profile, layout, seed)
     foundation = _read_step(layout, "4_foundation", seed)
     scores = _read_scores(layout, "4_foundation", seed)
     images = _home_images(scores.rows)

@@ -34,13 +34,19 @@ from ..core.training import RunOptions
 from ..data.readers import DISC_CUP, Task
 from ..data.sets import FundusSet, load_folder, split
 from ..stage1.colour import BY_REGION, find_discs, vary_colours
-from ..stage1.ddpm import FusedUNet, load_fused, save_fused, train_ddpm, warm_up_fusion
+from ..stage1.ddpm import FusedUNet, load_fused, save_fused
 from ..stage1.encoders import encode_all, load_encoder, load_style
 from ..stage1.objective import Stage1, adapt_ddpm, choose_step, score_translation
 from ..stage1.translate import Translator, translate, write_pairs
 from ..stage2.segmenter import SegmentationModel, Segmenter, region_shares, region_widths
 from ..stage2.tuning import Pairs, train_segmenter
-from ..study.pipeline import Source, new_mfm, new_unet, run_options, train_foundation
+from mfmda.study.pipeline import (
+    new_mfm,
+    new_unet,
+    run_options,
+    source_model,
+    train_foundation,
+)
 from ..study.profiles import Profile, load_profile
 
 # %% ../../nbs/40_use.camera.ipynb #f34553e4
@@ -152,13 +158,12 @@ def train_scorer(run: Adaptation) -> Segmenter:
 
 
 def train_source_model(run: Adaptation) -> FusedUNet:
-    "The source DDPM with content fusion (Eq. 1–2), kept in `ddpm/`."
-    images, settings = run.train.images, run.profile
-    unet, _ = train_ddpm(images, settings.ddpm, run.options("ddpm.pt", "source DDPM"))
-    options = run.options("fusion.pt", "content fusion")
-    fused, _ = warm_up_fusion(unet, images, settings.fusion, options)
-    save_fused(fused, run.folder / "ddpm")
-    return load_fused(run.folder / "ddpm").to(pick_device(settings.device))
+    "The source DDPM with content fusion (Eq. 1–2), kept in `ddpm/`; the package's where it fits."
+    found = source_model(run.profile, run.train.images, run.folder, run.seed)
+    save_fused(found.model, run.folder / "ddpm")
+    told = dict(origin=found.origin, images_seen=found.images_seen)
+    write_json(run.folder / "ddpm" / "origin.json", told)
+    return load_fused(run.folder / "ddpm").to(pick_device(run.profile.device))
 
 
 def fresh_network(run: Adaptation) -> SegmentationModel:
@@ -166,8 +171,7 @@ def fresh_network(run: Adaptation) -> SegmentationModel:
     candidates = run.profile.foundation.candidates
     name, weights = run.foundation or candidates[0], run.weights
     if weights is None and name in candidates:
-        source = Source(run.train.camera, run.train, run.validation, run.validation)
-        weights = train_foundation(run.profile, name, source, run.seed, run.folder / name)
+        weights = train_foundation(run.profile, name, run.seed, run.folder / name)
     return new_mfm(run.profile, name, weights, run.seed, region_shares(run.train))
 
 # %% ../../nbs/40_use.camera.ipynb #42ecc721
@@ -385,21 +389,22 @@ def adapt(  # noqa: PLR0913
     claim_folder(folder, sheet)
     if like is not None:
         take_over(Path(like), folder, sheet)
-    train, validation = split(source, (1 - p.validation, p.validation), seed)
+    train, validation = split(source, (1 - p.validation, p.validation))
     run = Adaptation(p, folder, seed, train, validation, foundation, weights)
-    scorer, source_model = train_scorer(run), train_source_model(run)
+    scorer, moving = train_scorer(run), train_source_model(run)
     encoder, style = (
         load_encoder(p.adapt.encoder, p.adapt.encoder_size),
         load_style(p.adapt.style),
     )
     data = Stage1.prepare(train.images, target.images, encoder, style, pick_device(p.device))
     discs = shot_discs(run, target.images, model)
-    translator = Translator(source_model, source_model, target.images, discs)
+    translator = Translator(moving, moving, target.images, discs)
     chosen, before = adapt_model(run, data, scorer, translator)
     pairs = translated_pairs(run, translator, chosen["step"])
     network = fresh_network(run) if model is None else copy.deepcopy(model.network)
     segmenter = run.tune(network, pairs, "segment.pt", "stage 2")
     found = criteria(before, chosen, segmenter, validation, target)
+    found["source_model"] = read_json(folder / "ddpm" / "origin.json")
     segmenter.facts["adaptation"] = found | dict(shots=target.ids, seed=seed, profile=p.name)
     segmenter.facts["origin"] = origin_of(run, source, target)
     segmenter.feature_bank, reach = feature_bank(data.f_source, data.f_target)
