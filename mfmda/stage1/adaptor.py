@@ -68,21 +68,23 @@ class DynamicInstanceAwareAdaptor(nn.Module):
         dim: int,  # d, features of the encoder
         hidden: int | None = None,  # width inside Eq. 4; None: 4·dim
         gate_hidden: int = 256,  # width inside Eq. 5
+        gate_limit: float = 1.0,  # the paper's 1: no limit
+        dynamic_scale: float = 1.0,  # the paper's 1
     ):
         super().__init__()
-        self.dim = dim
+        self.dim, self.gate_limit, self.dynamic_scale = dim, gate_limit, dynamic_scale
         self.delta_net = _two_layers(dim, hidden or 4 * dim, dim, nn.Tanh())
         self.gating = _two_layers(dim, gate_hidden, 1, nn.Sigmoid())
         self.apply(_start_small)
         nn.init.constant_(self.gating[2].bias, GATE_BIAS)
 
     def delta_dynamic(self, f_source: torch.Tensor, target_mean: torch.Tensor) -> torch.Tensor:
-        "Eq. 4: f(x_S) (B, d) and t̄ (d,) -> Δ_dynamic (B, d), entries in (-1, 1)."
-        return self.delta_net(f_source - target_mean)
+        "Eq. 4: f(x_S) (B, d) and t̄ (d,) -> Δ_dynamic (B, d), entries in ±`dynamic_scale`."
+        return self.dynamic_scale * self.delta_net(f_source - target_mean)
 
     def gate(self, f_source: torch.Tensor) -> torch.Tensor:
-        "Eq. 5: f(x_S) (B, d) -> g (B, 1) in (0, 1)."
-        return self.gating(f_source)
+        "Eq. 5: f(x_S) (B, d) -> g (B, 1) in (0, `gate_limit`)."
+        return self.gate_limit * self.gating(f_source)
 
     def forward(self, f_source, target_mean, delta_static) -> tuple[torch.Tensor, torch.Tensor]:
         "f(x_S) (B, d), t̄ (d,), Δ_static (d,) or (1, d) -> Δ (B, d) of Eq. 6, g (B, 1) of Eq. 5."

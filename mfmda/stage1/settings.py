@@ -49,8 +49,12 @@ class AdaptSettings(Settings):
     encoder_size: PositiveInt = 96  # px
     style: str = "efficientnet_lite0"  # a name of `load_style`
     condition: bool = True  # content fusion hears the source image
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the average that translates; 0: none
     direction: Literal["diaa", "static"] = "diaa"  # Δ of Eq. 6, or Δ_static alone
+    reference: Literal["source", "unadapted"] = "source"  # L_DC starts at f(x_S), or at f(x̂0) before
     stop_gradient: bool = False  # L_DC trains the generator only, never Δ
+    gate_limit: float = Field(1.0, gt=0, le=1)  # largest gate
+    dynamic_scale: PositiveFloat = 1.0  # largest entry of Δ_dynamic
     consistency_weight: NonNegativeFloat = 1.0  # of L_DC
     style_weight: NonNegativeFloat = 1.0  # of L_style
     style_relative: bool = True  # Gram differences relative to the target's
