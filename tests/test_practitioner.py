@@ -305,7 +305,7 @@ def no_timing(monkeypatch):
     def timed(*_, **__):
         pytest.fail("stages were timed first")
 
-    monkeypatch.setattr("mfmda.study.costs.expected_stages", timed)
+    monkeypatch.setattr("mfmda.use.camera.time_stages", timed)
 
 
 @pytest.mark.usefixtures("no_timing")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mfmda.core.files import write_json
-from mfmda.data.sets import load_folder
+from mfmda.core.files import data_root, write_json
+from mfmda.data.sets import load_folder, load_set
 from mfmda.study.metrics import COLUMNS
 from mfmda.study.pipeline import Job, load_source, load_target, per_image_rows, train_row
 from mfmda.study.profiles import Layout, load_profile
@@ -65,3 +65,21 @@ def test_segment_writes_masks_that_are_made_for_use(row):
         2,
     }
     assert load_folder(box / "test", 32).ids == [f.stem for f in made]
+
+
+def crop_sets(profile):
+    "The names of the crop sets whose images a profile scores."
+    named = [profile.source.test, *(sets.test for sets in profile.targets.values())]
+    return {name.partition(":")[2].partition("?")[0] for name in named if name}
+
+
+@pytest.mark.skipif(data_root() is None, reason="no crops here, see MFMDA_DATA")
+def test_development_shifts_show_held_out_eyes_that_no_table_scores():
+    development = load_profile("dev64")
+    held_out = set(load_source(development).validation.ids)
+    for sets in development.targets.values():
+        pool, test = load_set(sets.pool, 64), load_set(sets.test, 64)
+        assert set(pool.ids) | set(test.ids) <= held_out
+        assert not set(pool.ids) & set(test.ids) and "crops:refuge_val?" in sets.test
+        for table in ("real64", "real64_back"):
+            assert "refuge_val" not in crop_sets(load_profile(table))

@@ -327,6 +327,7 @@ class DomainShift:
 
     camera: str  # a name of `data.phantom.find_style`
     zoom: float = 1.0  # 1 to 2: magnification, the rest is cut away
+    held_out: float = 0.0  # 0: all images; else those of the part that `split` holds out
     largest: int | None = None  # only so many, of the largest cup-to-disc areas
     start: int = 0  # which of these, in an order that was shuffled once
     count: int = 100
@@ -357,6 +358,8 @@ def load_shifted_crops(
     if large.masks is None:
         expected = "a development shift needs a labelled set"
         raise InputError(f"crops {name!r}: has no masks; {expected}.")
+    if shift.held_out:
+        large = split(large, (1 - shift.held_out, shift.held_out))[1]
     chosen, code, taken = _choose(large, shift), zlib.crc32(shift.camera.encode()), []
     for i in chosen:
         photo = large.images[i].permute(1, 2, 0).numpy()
@@ -374,7 +377,8 @@ def load_shifted_crops(
 _PART = {"from": float, "to": float}
 _PARAMETERS = dict(
     phantom=dict(seed=int, start=int, count=int),
-    crops=dict(camera=str, zoom=float, largest=int, start=int, count=int) | _PART,
+    crops=dict(camera=str, zoom=float, held_out=float, largest=int, start=int, count=int)
+    | _PART,
     folder=dict(camera=str) | _PART,
 )
 

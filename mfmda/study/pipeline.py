@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEVELOPMENT', 'EYES_A_CAMERA', 'Source', 'load_source', 'Target', 'load_target', 'new_mfm', 'new_unet',
            'foundation_weights', 'pretraining_cameras', 'pretraining_views', 'train_foundation', 'run_options',
-           'SourceModel', 'source_model', 'Job', 'same_eyes', 'translated_by', 'in_turn', 'train_row',
+           'SourceModel', 'is_shipped', 'source_model', 'Job', 'same_eyes', 'translated_by', 'in_turn', 'train_row',
            'chosen_foundation', 'target_term', 'per_image_rows']
 
 # %% ../../nbs/34_study.pipeline.ipynb #c5c7d1f8
@@ -187,6 +187,15 @@ class SourceModel:
     fusion_history: list[dict]
 
 
+def is_shipped(profile: Profile, images: torch.Tensor, package: Path = WEIGHTS) -> bool:
+    "Whether the package brings what a training on `images` would give."
+    name = profile.ddpm.shipped
+    if name is None:
+        return False
+    record = read_json(shipped_folder(name, package) / "record.json")
+    return not differences_from_shipped(record, images, profile.ddpm, profile.fusion)
+
+
 def source_model(
     profile: Profile,
     images: torch.Tensor,  # (N, 3, S, S) uint8: the source's training part
@@ -199,10 +208,10 @@ def source_model(
     if name is None:
         return _train_source_model(profile, images, folder, seed, "trained here", None)
     record = read_json(shipped_folder(name, package) / "record.json")
-    different = differences_from_shipped(record, images, profile.ddpm, profile.fusion)
-    if not different:
+    if is_shipped(profile, images, package):
         told = [record[key] for key in ("images_seen", "history", "fusion_history")]
         return SourceModel(load_shipped_ddpm(name, package), f"{name} of the package", *told)
+    different = differences_from_shipped(record, images, profile.ddpm, profile.fusion)
     origin = f"trained here ({name} of the package has another {', '.join(different)})"
     if record["ddpm"]["channels"] != profile.ddpm.channels:
         return _train_source_model(profile, images, folder, seed, origin, None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from ..core.files import RECORD_VERSION, InputError
 from ..core.settings import Settings
@@ -53,6 +53,7 @@ class Profile(Settings):
     validation: float = Field(0.15, gt=0, lt=1)  # fraction of the source's training images
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    budget: PositiveFloat | None = None  # minutes that `adapt` may take; None: as long as it needs
     source: SourceSets
     targets: dict[str, TargetSets] = Field(min_length=1)
     ddpm: DDPMSettings = DDPMSettings()

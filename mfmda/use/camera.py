@@ -6,14 +6,15 @@
 __all__ = ['ON_THE_SOURCE', 'check_inputs', 'check_size', 'differences', 'claim_folder', 'take_over', 'Adaptation',
            'train_scorer', 'train_source_model', 'fresh_network', 'shot_discs', 'judged_by', 'adapt_model',
            'translated_pairs', 'keep_images', 'criteria', 'known_mean', 'warnings_of', 'unit', 'nearest',
-           'feature_bank', 'ood_distance', 'adapt', 'sheet_of', 'origin_of', 'known_by']
+           'feature_bank', 'ood_distance', 'fit_to_time', 'adapt', 'sheet_of', 'origin_of', 'known_by']
 
 # %% ../../nbs/40_use.camera.ipynb #1db49d13
 import copy
 import functools
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,7 +41,15 @@ from ..stage1.objective import Stage1, adapt_ddpm, choose_step, score_translatio
 from ..stage1.translate import Translator, translate, write_pairs
 from ..stage2.segmenter import SegmentationModel, Segmenter, region_shares, region_widths
 from ..stage2.tuning import Pairs, train_segmenter
+from mfmda.study.costs import (
+    TimedStage,
+    adaptation_stages,
+    stage_lines,
+    time_stages,
+    within_budget,
+)
 from mfmda.study.pipeline import (
+    is_shipped,
     new_mfm,
     new_unet,
     run_options,
@@ -104,7 +113,8 @@ def claim_folder(folder: Path, sheet: dict):
         )
 
 # %% ../../nbs/40_use.camera.ipynb #1752944c
-ON_THE_SOURCE = ("scorer.pt", "ddpm.pt", "fusion.pt", "ddpm", "source_only.pt", "vit_mae")
+ON_THE_SOURCE = ("budget.json", "scorer.pt", "ddpm.pt", "fusion.pt", "ddpm")
+ON_THE_SOURCE += ("source_only.pt", "vit_mae")
 
 
 def take_over(other: Path, folder: Path, sheet: dict):
@@ -355,6 +365,43 @@ def ood_distance(
     ]
     return torch.stack(each).min(0).values
 
+# %% ../../nbs/40_use.camera.ipynb #6eede914
+def fit_to_time(  # noqa: PLR0913
+    p: Profile,
+    folder: Path,
+    train: FundusSet,
+    minutes: float | None,
+    say: Callable | None,
+    foundation: bool,  # whether the network is not the profile's
+    model: bool = False,
+    like: bool = False,
+) -> Profile:
+    "The profile with as much training on the source as the minutes allow; tells the stages."
+    file = folder / "budget.json"
+    shipped = is_shipped(p, train.images)
+    bounded = minutes is not None and not (shipped or like)
+    decided = file.exists()
+    if decided:
+        p = p.replace(**read_json(file)["updates"])
+    elif not bounded and say is None:
+        return p
+
+    def stages():
+        return adaptation_stages(p, len(train), model, like, shipped)
+
+    if decided:
+        timed = [TimedStage(stage, often, 0.0) for stage, often in stages().items()]
+    else:
+        timed = time_stages(p, stages(), ("segmentation",) if foundation else ())
+    if bounded and not decided:
+        p = within_budget(p, timed, minutes)
+        timed = [replace(t, often=stages()[t.stage]) for t in timed]
+    for line in stage_lines(p, len(train), timed) if say else ():
+        say(line)
+    updates = {name: dict(steps=getattr(p, name).steps) for name in ("ddpm", "fusion")}
+    write_json(file, dict(minutes=minutes, updates=updates))
+    return p
+
 # %% ../../nbs/40_use.camera.ipynb #ffe756b9
 def adapt(  # noqa: PLR0913
     source: FundusSet | str | Path,  # labelled images, or a folder with images/ and masks/
@@ -371,6 +418,8 @@ def adapt(  # noqa: PLR0913
     like: str
     | Path
     | None = None,  # a run with the same source, profile and seed, to copy from
+    budget: float | None = None,  # minutes of the whole; None: the profile's
+    say: Callable | None = None,  # say(line): hears how long each stage will take
 ) -> Segmenter:  # `facts["adaptation"]` holds the criteria and, where there is reason, warnings
     """Adapt to a new camera with ten unlabelled images.
 
@@ -385,11 +434,14 @@ def adapt(  # noqa: PLR0913
     check_inputs(source, target, p, model)
     target = target.without_masks()
     check_writable(folder)
-    sheet = sheet_of(source, target, p, seed, foundation, model)
+    minutes = budget or p.budget
+    sheet = sheet_of(source, target, p, seed, foundation, model) | dict(budget=minutes)
     claim_folder(folder, sheet)
     if like is not None:
         take_over(Path(like), folder, sheet)
     train, validation = split(source, (1 - p.validation, p.validation))
+    known = dict(model=model is not None, like=like is not None)
+    p = fit_to_time(p, folder, train, minutes, say, foundation is not None, **known)
     run = Adaptation(p, folder, seed, train, validation, foundation, weights)
     scorer, moving = train_scorer(run), train_source_model(run)
     encoder, style = (

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -243,12 +244,15 @@ def adapt(  # noqa: PLR0913
     nested: Annotated[
         bool, typer.Option("--nested", help="each region lies in the last")
     ] = False,
+    budget: Annotated[
+        str, typer.Option(help="how long it may take, such as 30m or 2h")
+    ] = "",
     as_json: AsJson = False,
 ):
     "Adapt to a new camera: labelled source images, a few unlabelled target images."
     from mfmda.data.readers import DISC_CUP, Task
     from mfmda.stage2.segmenter import Segmenter
-    from mfmda.study.costs import expected_stages
+    from mfmda.study.costs import minutes_of
     from mfmda.use import camera
 
     if nested and not regions:
@@ -258,13 +262,10 @@ def adapt(  # noqa: PLR0913
     task = Task(regions.split(), nested) if regions else DISC_CUP
     check_writable(out, make=False)
     start = None if model is None else Segmenter.from_pretrained(model)
-    if not (out / "run.json").exists():
-        given = dict(model=start is not None, foundation=foundation is not None)
-        lines = expected_stages(profile, source, target, like=like is not None, **given)
-        print(*lines, sep="\n", file=sys.stderr if as_json else sys.stdout, flush=True)
-    segmenter = camera.adapt(
-        source, target, profile, out, seed, foundation, weights, start, task, like
-    )
+    minutes = minutes_of(budget) if budget else None
+    say = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+    own = (seed, foundation, weights, start, task, like, minutes, say)
+    segmenter = camera.adapt(source, target, profile, out, *own)
     facts = segmenter.facts["adaptation"]
     if as_json:
         print(json.dumps(facts))
