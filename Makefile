@@ -19,7 +19,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser benchmark demo walk
+.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -71,6 +71,13 @@ test-pytest: $(READY) ## the tests in tests/
 
 test-long: $(READY) ## each training killed ten times, 10,000 damaged files: figures/test_long.json
 	$(call stage,long tests,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 MFMDA_KILLS=10 MFMDA_FUZZ=10000 MFMDA_RECORD=figures/test_long.json $(BIN)/python -m pytest -q --color=no tests/test_kill.py tests/test_fuzz.py)
+	$(call stage,a tenth of both pretrainings,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 MFMDA_PRETRAIN_SHARE=0.1 $(BIN)/python -m pytest -q --color=no tests/test_pretrain.py)
+
+# both run beside each other, on one core each
+PRETRAIN := $(INSIDE) OMP_NUM_THREADS=1 $(BIN)/python -m papermill --kernel python3 --cwd . nbs/experiments
+pretrain: $(READY) ## train the two models that the package brings, on phantoms alone (some hours; goes on where it stopped)
+	@mkdir -p runs/pretrain
+	$(call stage,pretrain,$(PRETRAIN)/0_ddpm_phantom.ipynb runs/pretrain/ddpm_phantom.ipynb & ddpm=$$!; $(PRETRAIN)/0_vit_phantom.ipynb runs/pretrain/vit_phantom.ipynb && wait $$ddpm)
 
 benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME', default: all): figures/benchmark*.json
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmark]'
