@@ -14,7 +14,7 @@ from PIL import Image
 from mfmda.core.files import RECORD_VERSION, write_json
 from mfmda.data.sets import load_set
 from mfmda.study.metrics import COLUMNS, score_set
-from mfmda.study.profiles import METHODS, Layout, load_profile
+from mfmda.study.profiles import SOURCE_ONLY, Layout, load_profile, methods_of
 from mfmda.study.results import KEYS, RECIPE_NAMES
 
 SYNTHETIC = load_profile("smoke").replace(
@@ -23,11 +23,15 @@ SYNTHETIC = load_profile("smoke").replace(
 SHOTS = [f"shot{i}" for i in range(10)]
 QUALITY = dict(  # how good each method pretends to be
     unet_source=0.0,
+    unet_source_running=0.02,
     unet_adabn=0.05,
     unet_tent=0.1,
     mfm_source=0.2,
+    mfm_source_running=0.35,
     mfm_adabn=0.25,
     mfm_tent=0.3,
+    mfm_vptta=0.35,
+    mfm_dpl=0.32,
     mfm_reinhard=0.4,
     mfm_fda=0.45,
     mfm_da_paper=0.6,
@@ -103,7 +107,8 @@ def synthetic_source(layout, seed, origin):
     "What steps 1 and 4 leave: a result each, and the source-only rows on the source's test set."
     home = phantoms("phantom_a", 900, 6)
     rows = []
-    for method in ("mfm_source", "unet_source"):
+    source_only = [m for m in methods_of(SYNTHETIC) if m in SOURCE_ONLY]
+    for method in sorted(source_only):
         found = pretend(home.masks.numpy(), 0.9 + 0.1 * QUALITY[method], seed)
         rows.append(rows_of(found, home, "phantom_a", method, seed))
     folder = layout.foundation(seed)
@@ -155,7 +160,7 @@ def synthetic_target(layout, k, about):
     folder = layout.segmented(seed, target)
     folder.mkdir(parents=True)
     masks = test.masks.numpy()
-    found = {m: pretend(masks, QUALITY[m], seed + 10 * k + 1) for m in METHODS}
+    found = {m: pretend(masks, QUALITY[m], seed + 10 * k + 1) for m in methods_of(SYNTHETIC)}
     rows = [rows_of(p, test, target, m, seed) for m, p in found.items()]
     pd.concat(rows).to_csv(folder / "per_image.csv", index=False)
     halves = {f"p_{m}": p.astype(np.float16) for m, p in found.items()}

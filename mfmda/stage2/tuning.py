@@ -541,7 +541,8 @@ def train_segmenter(
     groups = parameter_groups(network, settings, term)
     optimiser, schedule = build_optimiser(groups, settings, steps)
     data = _data_key(trained, pairs, target)
-    key = (run.key, settings.model_dump(exclude={"low_memory"}), run.precision, data)
+    told = settings.model_dump(exclude={"low_memory", "statistics"})  # no update hears of these
+    key = (run.key, told, run.precision, data)
     step = _training_step(pairs, network, settings, run, target)
     with synchronised(network):
         loop = LoopOptions(schedule=schedule)

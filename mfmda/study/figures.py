@@ -27,16 +27,22 @@ from ..data.readers import DISC_CUP
 from ..data.sets import FundusSet, load_folder
 from .profiles import METHODS, SHORT, Layout
 from .results import PICTURED, RECIPE_NAMES, domain_name, number
-from .statistics import bootstrap_interval, per_image, rank_test
+from .statistics import baseline, bootstrap_interval, per_image, rank_test
 
 # %% ../../nbs/38_study.figures.ipynb #3dfe562f
 PALETTE = dict(
     unet_source="#999999",
+    unet_source_running="#AAAAAA",
+    unet_source_measured="#AAAAAA",
     unet_adabn="#BBBBBB",
     unet_tent="#DDDDDD",
     mfm_source="#E69F00",
+    mfm_source_running="#F5C45E",
+    mfm_source_measured="#F5C45E",
     mfm_adabn="#D55E00",
     mfm_tent="#56B4E9",
+    mfm_vptta="#8C6BB1",
+    mfm_dpl="#A6761D",
     mfm_reinhard="#F0E442",
     mfm_fda="#009E73",
     mfm_da_paper="#CC79A7",
@@ -513,14 +519,14 @@ def _name_rows(ax, methods):
     ax.set_yticks(range(len(methods)), [SHORT[m].replace("\n", " ") for m in methods])
 
 # %% ../../nbs/38_study.figures.ipynb #71bb3c8e
-def _intervals(ax, table, measure):
-    "Means and intervals of one target, the first method on top."
-    methods = list(METHODS)[::-1]
+def _intervals(ax, table, measure, dashed):
+    "Means and intervals of one target, the first method on top; a line through the baseline."
+    methods = [m for m in METHODS if m in table.index][::-1]
     means = table[f"{measure}_mean"]
     for y, m in enumerate(methods):
         ends = table.loc[m, [f"{measure}_low", f"{measure}_high"]]
         _interval(ax, y, ends, means[m], PALETTE[m])
-    ax.axvline(means["mfm_source"], color=SOFT, linewidth=0.7, linestyle="--", zorder=0)
+    ax.axvline(means[dashed], color=SOFT, linewidth=0.7, linestyle="--", zorder=0)
     _name_rows(ax, methods)
     ax.locator_params(axis="x", nbins=4)
 
@@ -528,12 +534,13 @@ def _intervals(ax, table, measure):
 @style()
 def figure5(table: pd.DataFrame, targets) -> Figure:  # of `table1`
     "Mean Dice with its interval, for each method, region and target."
-    fig = Drawing(figsize=(min(WIDTH, 1.75 * len(targets) + 1.9), 4.4), layout="constrained")
+    high = 0.4 * table[table.target.isin(list(targets))].method.nunique()
+    fig = Drawing(figsize=(min(WIDTH, 1.75 * len(targets) + 1.9), high), layout="constrained")
     axes = fig.subplots(2, len(targets), squeeze=False, sharey=True, sharex="row")
     for region, line in zip(REGIONS, axes):
         for target, ax in zip(targets, line):
             mine = table[table.target == target].set_index("method")
-            _intervals(ax, mine, f"{region}_dice")
+            _intervals(ax, mine, f"{region}_dice", baseline(table, target))
             ax.set_title(f"{domain_name(target)}: {region}")
     for ax in axes[-1]:
         ax.set_xlabel("Dice")
@@ -552,8 +559,11 @@ def _gains(ax, gain, color, name):  # gain (n_images,)
 # %% ../../nbs/38_study.figures.ipynb #210619e3
 @style()
 def figure6(
-    rows: pd.DataFrame, targets, method: str = "mfm_da", against: str = "mfm_source"
-) -> Figure:  # rows of per_image.csv
+    rows: pd.DataFrame,  # of per_image.csv
+    targets,
+    method: str = "mfm_da",
+    against: str | None = None,  # None: the target's baseline
+) -> Figure:
     "The change of Dice of every test image, sorted, for each region and target."
     data = per_image(rows)
     fig = Drawing(figsize=(min(WIDTH, 2.1 * len(targets) + 0.8), 3.2), layout="constrained")
@@ -562,7 +572,8 @@ def figure6(
         for target, ax in zip(targets, line):
             mine = data[data.target == target]
             dice = mine.pivot(index="image", columns="method", values=f"{region}_dice")
-            gain = (dice[method] - dice[against]).to_numpy()
+            other = against or baseline(rows, target)
+            gain = (dice[method] - dice[other]).to_numpy()
             _gains(ax, gain, PALETTE[method], f"{domain_name(target)}, {region}")
         line[0].set_ylabel(f"change of {region} Dice")
     for ax in axes[-1]:

@@ -21,8 +21,10 @@ from ..core.files import InputError, atomic_path, read_json
 from .metrics import COLUMNS
 from mfmda.study.profiles import (
     METHODS,
+    SOURCE_ONLY,
     Layout,
     Profile,
+    methods_of,
     migrate,
     own_steps,
     row_names,
@@ -142,7 +144,8 @@ def read_predictions(file: Path, step: str = "5_segment") -> dict:
         with np.load(file) as stored:
             out = {name: stored[name] for name in ("images", "masks")}
             out["ids"] = [str(i) for i in stored["ids"]]
-            found = {m: stored[f"p_{m}"].astype(np.float32) for m in METHODS}
+            known = [m for m in METHODS if m not in SOURCE_ONLY or f"p_{m}" in stored]
+            found = {m: stored[f"p_{m}"].astype(np.float32) for m in known}
     except Exception as error:  # an archive can be damaged in many ways
         what = f"it cannot be read ({type(error).__name__}: {str(error)[:80]})"
         raise _damaged(file, what, step) from None
@@ -241,7 +244,8 @@ def _read_source(profile, layout, seed):
     foundation = _read_step(layout, "4_foundation", seed)
     scores = _read_scores(layout, "4_foundation", seed)
     images = _home_images(scores.rows)
-    scores.check(["unet_source", "mfm_source"], images, profile.source.name, seed)
+    methods = [m for m in methods_of(profile) if m in SOURCE_ONLY]
+    scores.check(methods, images, profile.source.name, seed)
     return _Part([ddpm, foundation], scores.rows)
 
 
@@ -291,9 +295,10 @@ def _read_segmentation(profile, layout, target, seed, home_images):
     rivals = _read_step(layout, "5_rivals", seed, target)
     segmented = _read_step(layout, "5_segment", seed, target)
     scores = _read_scores(layout, "5_segment", seed, target)
-    scores.check(METHODS, segmented["test_ids"], target, seed)
+    methods = methods_of(profile)
+    scores.check(methods, segmented["test_ids"], target, seed)
     if profile.targets[target].score_source:
-        adapted = [m for m in METHODS if not m.endswith("source")]
+        adapted = [m for m in methods if m not in SOURCE_ONLY]
         scores.check(adapted, home_images, profile.source.name, seed)
     return _Part([rivals, segmented], scores.rows)
 
@@ -393,6 +398,18 @@ def _read_seed(profile, layout, seed):
     return parts
 
 # %% ../../nbs/35_study.results.ipynb #fc16be47
+def _check_same_methods(rows, profile):
+    "`InputError` where a method was scored with some of a target's seeds alone."
+    for target in profile.targets:
+        seeds = pick(rows, target=target).groupby("method").seed.agg(set)
+        every = set().union(*seeds)
+        for method, those in seeds.items():
+            if lacking := sorted(every - those):
+                found = f"seed {lacking[0]} has no rows of {method} on {target}"
+                others = "other seeds have them; run that seed again"
+                raise InputError(f"profile {profile.name!r}: {found}, and {others}.")
+
+# %% ../../nbs/35_study.results.ipynb #1543a154
 def read_run(profile: Profile, root: Path = Path(".")) -> Run:
     """Read the result files of all steps, targets and seeds.
 
@@ -411,6 +428,7 @@ def read_run(profile: Profile, root: Path = Path(".")) -> Run:
     if len(twice):
         found = f"two rows for {tuple(twice.iloc[0][KEYS])}"
         raise InputError(f"runs of profile {profile.name!r}: {found}; expected one.")
+    _check_same_methods(rows, profile)
     translation = pd.concat([part.translation for part in parts], ignore_index=True)
     recipes = pd.DataFrame([recipe for part in parts for recipe in part.recipes])
     steps = [step for part in parts for step in part.steps]

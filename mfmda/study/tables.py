@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGIONS', 'SHOWN', 'GAP', 'PLACES', 'STYLE', 'SPLIT_NOTE', 'GENERATION', 'GENERATION_NOTE', 'markdown_table',
-           'table1', 'gap_closed', 'table1_markdown', 'caption', 'enlarge_all', 'predicted_vcdr', 'cup_dice',
+           'table1', 'gains', 'gap_closed', 'table1_markdown', 'caption', 'enlarge_all', 'predicted_vcdr', 'cup_dice',
            'match_size', 'vcdr_account', 'vcdr_sentence', 'paired_table', 'table2', 'table2_markdown', 'split_gap',
            'split_markdown', 'generation_markdown', 'over_shifts', 'over_shifts_markdown', 'beaten']
 
@@ -15,9 +15,16 @@ import torch
 
 from ..data.readers import DISC_CUP
 from .metrics import enlarge, overlap, scored_ratio
-from .profiles import METHODS, find_row, row_names
+from .profiles import BASELINES, METHODS, find_row, row_names
 from .results import PICTURED, RECIPE_NAMES, Run, domain_name, number, percent, pick
-from .statistics import bootstrap_interval, holm, image_ranks, paired_test, per_image
+from mfmda.study.statistics import (
+    baseline,
+    bootstrap_interval,
+    holm,
+    image_ranks,
+    paired_test,
+    per_image,
+)
 
 # %% ../../nbs/37_study.tables.ipynb #609e099b
 REGIONS = ("disc", "cup")
@@ -62,27 +69,49 @@ def table1(rows: pd.DataFrame) -> pd.DataFrame:  # rows of per_image.csv
     return table.reset_index().round(6)
 
 # %% ../../nbs/37_study.tables.ipynb #cf5ebd80
-GAP = 0.02
+def gains(
+    rows: pd.DataFrame,  # of per_image.csv
+    targets,  # the profile's targets
+) -> pd.DataFrame:
+    "Difference of Dice from the target's baseline with its 95 % interval, by target and method."
+    scores, lines = per_image(rows), []
+    for target in targets:
+        first = baseline(rows, target)
+        wide = pick(scores, target=target).pivot(index="image", columns="method")
+        for region in REGIONS:
+            dice = wide[f"{region}_dice"]
+            for method in [m for m in METHODS if m in dice]:
+                difference = dice[method] - dice[first]
+                low, high = bootstrap_interval(difference)
+                what = dict(target=target, region=region, method=method, baseline=first)
+                ends = dict(difference=difference.mean(), low=low, high=high)
+                lines.append(what | ends)
+    return pd.DataFrame(lines).round(6)
+
+# %% ../../nbs/37_study.tables.ipynb #e6861e1b
+GAP = 0.05
+
+
+def _mean_dice_of(table, target):
+    "Means of disc and cup, methods down."
+    means = pick(table, target=target).set_index("method")
+    return means[[f"{region}_dice_mean" for region in REGIONS]].set_axis(REGIONS, axis=1)
 
 
 def gap_closed(
     table: pd.DataFrame,  # of `table1`
     targets,  # which domains count: the profile's targets
 ) -> tuple[dict, list]:  # share closed by method; the cells (target, region) that count
-    "Share of the gap from source-only MFM to the oracle that each method closes; gaps above .02."
-    dice = {
-        (row.target, row.method): dict(disc=row.disc_dice_mean, cup=row.cup_dice_mean)
-        for row in table.itertuples()
-    }
-
-    def gain(method, target, region):
-        return dice[target, method][region] - dice[target, "mfm_source"][region]
-
-    cells = [(t, r) for t in targets for r in REGIONS if gain("oracle", t, r) > GAP]
+    "Share of the gap from the baseline to the oracle that each method closes; gaps above .05."
+    gain = {}
+    for target in targets:
+        dice = _mean_dice_of(table, target)
+        gain[target] = dice - dice.loc[baseline(table, target)]
+    cells = [(t, r) for t in targets for r in REGIONS if gain[t].loc["oracle", r] > GAP]
     closed = {}
     for method in METHODS:
-        if cells and all((t, method) in dice for t in targets):
-            shares = [gain(method, t, r) / gain("oracle", t, r) for t, r in cells]
+        if cells and all(method in gain[t].index for t in targets):
+            shares = [gain[t].loc[method, r] / gain[t].loc["oracle", r] for t, r in cells]
             closed[method] = float(np.mean(shares))
     return closed, cells
 
@@ -125,19 +154,38 @@ def _domain_cells(table):
     return cells
 
 # %% ../../nbs/37_study.tables.ipynb #94d80a96
+def _gain_cells(gained):
+    "Gains of each method on one target as disc / cup; the baseline is named."
+    cells = {}
+    for method, part in gained.groupby("method"):
+        by = part.set_index("region")
+        both = []
+        for region in REGIONS:
+            gain, low, high = (
+                _signed(by.loc[region, k]) for k in ("difference", "low", "high")
+            )
+            both.append(f"{gain} ({low} to {high})")
+        first = by.baseline.iloc[0] == method
+        cells[method] = "baseline" if first else " / ".join(both)
+    return cells
+
+# %% ../../nbs/37_study.tables.ipynb #38533fa3
 def table1_markdown(
     table: pd.DataFrame,  # of `table1`
+    gained: pd.DataFrame,  # of `gains`
     targets,  # the profile's, in order
     note: str,  # of `caption`
     ranks: dict,  # of `average_rank`
 ) -> str:
-    "Table 1 as Markdown: methods down, domains across, best value without target labels in bold."
+    "Table 1 as Markdown: methods down, gains and then means across, best value in bold."
     closed, _ = gap_closed(table, targets)
-    head = ["method"]
-    lines = {m: [_name(m, r"\*")] for m in METHODS}
+    scored = set(table[table.target.isin(list(targets))].method)
+    head = ["method", *(f"{domain_name(t)}: gain in Dice" for t in targets)]
+    first = [_gain_cells(pick(gained, target=t)) for t in targets]
+    lines = {m: [_name(m, r"\*"), *(c[m] for c in first)] for m in METHODS if m in scored}
     for domain in dict.fromkeys([*targets, *table.target]):
         cells = _domain_cells(pick(table, target=domain))
-        if len(cells) < len(METHODS):  # source-only rows alone
+        if len(cells) < len(lines):  # source-only rows alone
             continue
         name = domain_name(domain) + ("" if domain in targets else " (source)")
         head += [f"{name}: Dice", f"{name}: HD95"]
@@ -168,22 +216,61 @@ def _origin(run):
     return f"Commit `{', '.join(run.commits())}`, source data `{data}`."
 
 # %% ../../nbs/37_study.tables.ipynb #002e1400
+def _baselines(run):
+    "Which source-only MFM gains are counted from."
+    own = run.profile.segment.statistics
+    known = [m for m in BASELINES if m in set(run.rows.method)]
+    if len(known) == 1:
+        return f"Baseline: source-only MFM, {own} batch statistics."
+    told = []
+    for target in run.profile.targets:
+        kind = baseline(run.rows, target).removeprefix("mfm_source").lstrip("_") or own
+        told.append(f"{kind} on {domain_name(target)}")
+    better = "the source-only MFM with the better batch statistics, which favours it"
+    return (
+        f"Baseline: {better} ({', '.join(told)}); statistics are {own} where a row names none."
+    )
+
+
+def _gap_words(run, cells):
+    "Which cells the share of the gap is taken over, and which not."
+    every = [(t, r) for t in run.profile.targets for r in REGIONS]
+    names = {cell: f"{domain_name(cell[0])} {cell[1]}" for cell in every}
+    out = ", ".join(names[cell] for cell in every if cell not in cells)
+    limit, noise = number(GAP, 2), "a share of a smaller one would be noise"
+    if not cells:
+        return f"Gap closed: –, since no gap to the oracle exceeds {limit}, and {noise}."
+    counted = ", ".join(names[cell] for cell in cells)
+    said = f"mean over the cells with a gap above {limit} ({counted})"
+    left = f"; left out, since {noise}: {out}" if out else ""
+    return f"Gap closed: share of the way from baseline to oracle, {said}{left}."
+
+
+def _sees_more(run):
+    if "mfm_vptta" not in set(run.rows.method):
+        return ""
+    return (
+        "VPTTA adapts at test time: it sees each test image too, unlabelled, one at a time in "
+        "the set's order; no other row does. "
+    )
+
+# %% ../../nbs/37_study.tables.ipynb #7469cc0d
 def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
     "Profile, stand-ins, protocol and origin of Table 1."
     profile = run.profile
     source = domain_name(profile.source.name)
     spread = " ± standard deviation over seeds" if len(profile.seeds) > 1 else ""
     seeds = ", ".join(map(str, profile.seeds))
-    counted = ", ".join(f"{domain_name(t)} {r}" for t, r in cells) or "none"
     return (
         f"**Table 1.** Profile `{profile.name}` ({profile.note}); source: {source}. "
+        "Gain: difference from the baseline on the same images, with its 95 % bootstrap "
+        f"interval. {_baselines(run)} "
         f"Cells hold disc / cup, means over test images{spread}; "
         "HD95 in pixels of the stored mask. "
         "Bold: best without target labels; ≈: within its 95 % bootstrap interval over images. "
         f"{_stand_ins(run)} {profile.size} px; {profile.few_shot} unlabelled target shots, "
-        f"never scored; threshold .5; seeds {seeds}. "
-        "Gap closed: share of the way from source-only MFM to the oracle, "
-        f"mean over the cells with a gap above {number(GAP, 2)} ({counted}). "
+        f"never scored; threshold .5; seeds {seeds}. {_sees_more(run)}"
+        f"{_gap_words(run, cells)} "
         "Rank: mean rank of Dice over images, regions and targets, oracle left out. "
         f"{_origin(run)}"
     )
@@ -381,12 +468,12 @@ STYLE = [  # rows that repaint images and change nothing else
 ]
 
 
-def _split(dice):
-    "The parts of one gap; dice: mean by method."
+def _split(dice, first="mfm_source"):
+    "The parts of one gap; dice: mean by method; first: the baseline."
     best = "same_eyes"
     if best not in dice:
         best = dice[[m for m in STYLE if m in dice]].idxmax()
-    source, style, ours, oracle = dice[["mfm_source", best, "mfm_da", "oracle"]]
+    source, style, ours, oracle = dice[[first, best, "mfm_da", "oracle"]]
     levels = dict(source=source, style=style, style_row=best, mfm_da=ours, oracle=oracle)
     parts = dict(gap=oracle - source, appearance=style - source, rest=oracle - style)
     return levels | parts | dict(left=style - ours)
@@ -397,7 +484,7 @@ def split_gap(
     further: pd.DataFrame,  # of read_further
     targets,  # the profile's targets
 ) -> pd.DataFrame:
-    """The gap of Dice from source-only MFM to the oracle, split into appearance and the rest.
+    """The gap of Dice from the baseline to the oracle, split into appearance and the rest.
 
     `left` is what MFM-DA leaves of the appearance part.
     """
@@ -410,13 +497,14 @@ def split_gap(
         for region in REGIONS:
             counts = dict(n_images=here.image.nunique(), seeds=here.seed.nunique())
             dice = here.groupby("method")[f"{region}_dice"].mean()
-            lines.append(dict(target=target, region=region) | counts | _split(dice))
+            parts = _split(dice, baseline(here, target))
+            lines.append(dict(target=target, region=region) | counts | parts)
     return pd.DataFrame(lines).round(6)
 
 # %% ../../nbs/37_study.tables.ipynb #cd530af7
 def split_markdown(table: pd.DataFrame) -> str:  # of `split_gap`
     "Markdown of the cells that count; shares are of the gap."
-    head = ["target, region", "source only", "best style", "MFM-DA", "oracle"]
+    head = ["target, region", "baseline", "best style", "MFM-DA", "oracle"]
     head += ["appearance", "the rest", "appearance left by MFM-DA"]
     lines = []
     for row in table[table.gap > GAP].itertuples():
@@ -430,7 +518,7 @@ def split_markdown(table: pd.DataFrame) -> str:  # of `split_gap`
 
 
 SPLIT_NOTE = (
-    "**Table 3.** The gap of Dice from source-only MFM to the oracle, "
+    "**Table 3.** The gap of Dice from the baseline of Table 1 to the oracle, "
     f"where it exceeds {number(GAP, 2)}: what a change of style gives, and the rest "
     "(anatomy and annotation, training on fewer or other eyes). "
     "Shares are of the gap; a negative one means that the row is above its bound."
@@ -502,7 +590,7 @@ def over_shifts(
     rng = np.random.default_rng(0)
     shifts = sum(len(targets) for _, targets in reports.values())
     shown, resampled = [], 0
-    for rows, targets in reports.values():
+    for rows, targets in _with_common_rows(reports):
         ranks = image_ranks(rows, targets)
         shown.append(ranks.mean().unstack("target")[list(targets)])
         behind = (
@@ -516,6 +604,13 @@ def over_shifts(
     mean = table.mean(axis=1)
     table = table.assign(mean=mean, behind=mean - mean["mfm_da"], low=low, high=high)
     return table.loc[[m for m in METHODS if m in table.index]]
+
+
+def _with_common_rows(reports):
+    "Each report's rows and targets; of methods that some report lacks nobody asks."
+    asked = [rows[rows.target.isin(list(targets))] for rows, targets in reports.values()]
+    common = set.intersection(*(set(rows.method) for rows in asked))
+    return [(rows[rows.method.isin(common)], targets) for rows, targets in reports.values()]
 
 
 def _behind(ranks, targets):
