@@ -51,7 +51,7 @@ class AdaptSettings(Settings):
     condition: bool = True  # content fusion hears the source image
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the average that translates; 0: none
     direction: Literal["diaa", "static"] = "diaa"  # Δ of Eq. 6, or Δ_static alone
-    reference: Literal["source", "unadapted"] = "source"  # L_DC starts at f(x_S), or at f(x̂0) before
+    reference: Literal["source", "unadapted"] = "source"  # L_DC starts at f(x_S) or f(x̂0)
     stop_gradient: bool = False  # L_DC trains the generator only, never Δ
     gate_limit: float = Field(1.0, gt=0, le=1)  # largest gate
     dynamic_scale: PositiveFloat = 1.0  # largest entry of Δ_dynamic
@@ -71,6 +71,7 @@ class Recipe(Settings):
     guidance: NonNegativeInt = 8  # N of φ_N; 0: none
     guidance_until: NonNegativeInt = 400  # t down to which it acts
     condition: bool = True
+    adapted: bool = True  # False: by the model before adaptation
     recolour: Literal["image", "regions", "balanced"] | None = (
         None  # palettes of the shots first
     )
