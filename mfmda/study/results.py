@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import InputError, atomic_path, read_json
-from .metrics import COLUMNS
+from .metrics import COLUMNS, scores_in
 from mfmda.study.profiles import (
     METHODS,
     Layout,
@@ -373,7 +373,7 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         return column.map({name: i for i, name in enumerate(places[column.name])})
 
     rows = rows.sort_values(["target", "method", "seed", "image"], key=place)
-    return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
+    return rows[KEYS + scores_in(rows)].round(6).reset_index(drop=True)
 
 # %% ../../nbs/35_study.results.ipynb #d7001664
 def _read_seed(profile, layout, seed):
@@ -540,4 +540,5 @@ def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:
         steps += own
     if not found:
         return run.rows.iloc[:0], steps
-    return pd.concat(found, ignore_index=True)[KEYS + COLUMNS].round(6), steps
+    rows = pd.concat(found, ignore_index=True)
+    return rows[KEYS + scores_in(rows)].round(6), steps
