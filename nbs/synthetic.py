@@ -13,7 +13,7 @@ from PIL import Image
 
 from mfmda.core.files import RECORD_VERSION, write_json
 from mfmda.data.sets import load_set
-from mfmda.study.metrics import COLUMNS, score_set
+from mfmda.study.metrics import score_set, scores_in
 from mfmda.study.profiles import SOURCE_ONLY, Layout, load_profile, methods_of
 from mfmda.study.results import KEYS, RECIPE_NAMES
 
@@ -61,7 +61,7 @@ def rows_of(probabilities, test, target, method, seed):
     "Rows of `per_image.csv`, scored by the real protocol."
     scores = score_set(torch.from_numpy(probabilities), test)
     rows = scores.assign(source="phantom_a", target=target, method=method, seed=seed)
-    return rows[KEYS + COLUMNS]
+    return rows[KEYS + scores_in(rows)]
 
 
 def save_pngs(folder, images, masks, names):

@@ -11,7 +11,9 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from scipy.ndimage import binary_fill_holes, label
 
 from mfmda.core.files import write_json
 from mfmda.data.sets import load_phantoms
@@ -159,6 +161,47 @@ def test_pictures_of_every_kind(model, tmp_path, capsys):
     )
     assert upright == turned == opaque
     assert upright["far"] == ""  # a segmenter without features does not say
+
+
+def pieces_and_holes(region):
+    "Of a region: how many pieces it has (joined at corners), and its pixels in holes."
+    return label(region, np.ones((3, 3)))[1], (binary_fill_holes(region) & ~region).sum()
+
+
+def without_prior(model, folder):
+    "The same segmenter, which now says disc or cup of any pixel as it likes."
+    from mfmda.stage2.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(model)
+    logits = segmenter.network.decoder.logits
+    with torch.no_grad():
+        logits.weight.mul_(10)
+        logits.bias.zero_()
+    return segmenter.save_pretrained(folder)
+
+
+def test_tidy_masks_are_whole_and_counted(model, tmp_path, capsys):
+    "A segmenter that guesses gives pieces; with --tidy there are none, and the count is told."
+    photos, plain, tidy = (tmp_path / name for name in ("photos", "plain", "tidy"))
+    photos = write_eyes(photos, 12, SIZE, masks=False) / "images"
+    model = without_prior(model, tmp_path / "guessing")
+    assert type_in("segment", model=model, images=photos, out=plain) == 0
+    assert "mended" not in capsys.readouterr().out
+    assert type_in("segment", model=model, images=photos, out=tidy, tidy=True) == 0
+    said, rows = capsys.readouterr().out, read_table(tidy / "segmentation.csv")
+
+    differ = 0
+    for name, row in rows.items():
+        before, after = (
+            np.asarray(Image.open(out / "masks" / f"{name}.png")) for out in (plain, tidy)
+        )
+        changed = (before != after).any()
+        differ += changed
+        assert row["tidied"] == ("yes" if changed else "no")
+        for region in (after > 0, after == 2):
+            pieces, holes = pieces_and_holes(region)
+            assert pieces <= 1 and holes == 0
+    assert differ and f"{differ} of their masks were mended" in said
 
 
 def test_a_thousand_photographs_with_three_bad_ones(model, tmp_path, capsys):

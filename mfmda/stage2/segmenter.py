@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRIOR', 'FORMAT', 'region_shares', 'Decoder', 'SegmentationModel', 'vertical_ratio', 'region_widths', 'Prediction',
-           'model_card', 'merged', 'Segmenter']
+           'check_nested', 'tidy', 'model_card', 'merged', 'Segmenter']
 
 # %% ../../nbs/23_stage2.segmenter.ipynb #31d1d1c0
 import contextlib
@@ -18,10 +18,12 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
+from scipy.ndimage import binary_fill_holes, label
 from torch import nn
 
 from ..core.files import InputError, atomic_path, fingerprint, read_json, write_json
@@ -199,6 +201,37 @@ class Prediction:
     def labels(self, threshold: float = 0.5) -> torch.Tensor:  # (B, H, W) uint8
         "0 background, 1 rim, 2 cup, which lies within its disc; or another task's labels."
         return self.task.to_labels(self.probabilities, threshold)
+
+# %% ../../nbs/23_stage2.segmenter.ipynb #c4ff9769
+def _largest_piece(region):
+    "The largest of the pieces of a region (H, W) bool; the first of equal ones."
+    pieces, count = label(region, np.ones((3, 3)))
+    if count < 2:
+        return region
+    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+
+
+def check_nested(task: Task):
+    "`InputError` for a task whose masks cannot be tidied."
+    if not task.nested:
+        regions = " and ".join(task.regions)
+        raise InputError(
+            f"tidy: the regions are {regions}, and may have several pieces; expected "
+            "regions that lie within one another, such as disc and cup: leave tidy out."
+        )
+
+
+def tidy(
+    labels: np.ndarray,  # (H, W) uint8: 0 background, 1 rim, 2 cup
+    task: Task = DISC_CUP,
+) -> np.ndarray:  # (H, W) uint8
+    "Of each region the largest piece within the outer one, filled; `InputError` if not nested."
+    check_nested(task)
+    within, mended = np.ones(labels.shape, bool), np.zeros_like(labels)
+    for region in task.to_regions(labels):
+        within = binary_fill_holes(_largest_piece(region & within))
+        mended += within
+    return mended
 
 # %% ../../nbs/23_stage2.segmenter.ipynb #535473a5
 FORMAT = 2  # of the folder; 1 had other settings

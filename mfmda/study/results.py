@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PICTURED', 'RECIPE_NAMES', 'KEYS', 'WORDS', 'NEEDS', 'TRANSLATION', 'RECORDED', 'KEPT', 'domain_name', 'number',
            'percent', 'read_result', 'read_rows', 'pick', 'read_predictions', 'write_table', 'Run', 'translation_table',
-           'Earlier', 'read_earlier', 'sort_rows', 'read_run', 'same_data', 'same_settings', 'run_record',
-           'read_further']
+           'Earlier', 'reported_profile', 'read_earlier', 'sort_rows', 'read_run', 'same_data', 'same_settings',
+           'run_record', 'read_further']
 
 # %% ../../nbs/35_study.results.ipynb #d7ce907c
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import InputError, atomic_path, read_json
-from .metrics import COLUMNS
+from .metrics import COLUMNS, scores_in
 from mfmda.study.profiles import (
     METHODS,
     SOURCE_ONLY,
@@ -338,6 +338,12 @@ def _whole_step(step, record, then):
     return about | step
 
 # %% ../../nbs/35_study.results.ipynb #f6213e9b
+def reported_profile(folder: Path) -> Profile:
+    "The profile as it was when the report in `folder` was made."
+    record = read_result(Path(folder) / "run.json", "6_report", ["params"])
+    return Profile(**record["params"])
+
+
 def _rows_of_seeds(file, seeds):
     scored = KEYS + COLUMNS if file.name.startswith("per_image") else []
     table = read_rows(file, "6_report", ["seed", *scored])
@@ -384,7 +390,7 @@ def sort_rows(rows: pd.DataFrame, profile: Profile) -> pd.DataFrame:
         return column.map({name: i for i, name in enumerate(places[column.name])})
 
     rows = rows.sort_values(["target", "method", "seed", "image"], key=place)
-    return rows[KEYS + COLUMNS].round(6).reset_index(drop=True)
+    return rows[KEYS + scores_in(rows)].round(6).reset_index(drop=True)
 
 # %% ../../nbs/35_study.results.ipynb #d7001664
 def _read_seed(profile, layout, seed):
@@ -564,4 +570,5 @@ def read_further(run: Run, root: Path = Path(".")) -> tuple[pd.DataFrame, list]:
         steps += own
     if not found:
         return run.rows.iloc[:0], steps
-    return pd.concat(found, ignore_index=True)[KEYS + COLUMNS].round(6), steps
+    rows = pd.concat(found, ignore_index=True)
+    return rows[KEYS + scores_in(rows)].round(6), steps

@@ -14,14 +14,14 @@ import pandas as pd
 from scipy import stats
 
 from ..core.files import InputError
-from .metrics import COLUMNS
+from .metrics import scores_in
 from .profiles import BASELINES, METHODS
 
 # %% ../../nbs/36_study.statistics.ipynb #a861e5e7
 def per_image(rows: pd.DataFrame) -> pd.DataFrame:
     "Scores averaged over seeds, one row for each target, method and image."
     keys = ["source", "target", "method", "image"]
-    return rows.groupby(keys, sort=False)[COLUMNS].mean().reset_index()
+    return rows.groupby(keys, sort=False)[scores_in(rows)].mean().reset_index()
 
 # %% ../../nbs/36_study.statistics.ipynb #f96f4ac9
 def baseline(

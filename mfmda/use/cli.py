@@ -287,17 +287,23 @@ def segment(
     model: Model,
     images: Crops,
     out: Annotated[Path, typer.Option(help="a folder for the masks and the table")],
+    tidy: Annotated[
+        bool, typer.Option("--tidy", help="one piece a region, filled, cup within disc")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     "Segment a folder of photographs: masks, areas, cup-to-disc ratios, confidence."
     from mfmda.use.folders import load_segmenter, segment_folder
 
-    rows = segment_folder(load_segmenter(model), images, out)
+    rows = segment_folder(load_segmenter(model), images, out, mend=tidy)
     if as_json:
         print(json.dumps(rows))
         return name_failures(rows)
     done = sum(not row["error"] for row in rows)
     print(f"{done} photographs segmented: {out / 'segmentation.csv'} and {out / 'masks'}")
+    if tidy:
+        mended = sum(row.get("tidied") == "yes" for row in rows)
+        print(f"{mended} of their masks were mended (largest piece, filled, nested)")
     far = sum(row.get("far") == "yes" for row in rows)
     if far:
         print(f"{far} of them are far from what the segmenter knows: look at those first")

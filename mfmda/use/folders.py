@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'FLIPS', 'segment_with_flips', 'read_crop', 'read_fitting', 'Photograph', 'Files', 'columns',
-           'measure_regions', 'can_tell', 'distances', 'segment_each', 'enlarged', 'check_elsewhere', 'write_lines',
-           'write_picture', 'by_name', 'segment_folder', 'score_each', 'mean_scores', 'evaluate', 'FinishedRun',
-           'open_run', 'translate_folder', 'translate_batch', 'load_segmenter']
+           'measure_regions', 'can_tell', 'distances', 'segment_each', 'enlarged', 'mend_labels', 'check_elsewhere',
+           'write_lines', 'write_picture', 'by_name', 'segment_folder', 'score_each', 'mean_scores', 'evaluate',
+           'FinishedRun', 'open_run', 'translate_folder', 'translate_batch', 'load_segmenter']
 
 # %% ../../nbs/41_use.folders.ipynb #20d58b6c
 import csv
@@ -36,7 +36,7 @@ from ..data.sets import load_folder
 from ..stage1.colour import find_discs
 from ..stage1.ddpm import load_fused
 from ..stage1.translate import Translator, translate
-from ..stage2.segmenter import Segmenter, vertical_ratio
+from ..stage2.segmenter import Segmenter, check_nested, tidy, vertical_ratio
 from ..study.metrics import score_columns, score_prediction
 from ..study.pipeline import run_options
 from ..study.profiles import Profile
@@ -140,11 +140,12 @@ class Files:
             yield [self.read(name, size) for name in names[k : k + batch]]
 
 # %% ../../nbs/41_use.folders.ipynb #3e782bac
-def columns(task: Task) -> list[str]:
+def columns(task: Task, tidied: bool = False) -> list[str]:
     "Of segmentation.csv: for each region its area; of disc and cup also their ratio."
     areas = [f"{region}_area" for region in task.regions]
     ratio = ["vcdr"] if task.has_cup_ratio else []
-    return ["image", *areas, *ratio, "confidence", "far", "distance", "error"]
+    mended = ["tidied"] if tidied else []
+    return ["image", *areas, *ratio, "confidence", "far", "distance", *mended, "error"]
 
 
 def measure_regions(labels: torch.Tensor, task: Task) -> dict:
@@ -177,7 +178,10 @@ def distances(segmenter: Segmenter, images: torch.Tensor, known: bool) -> list[d
 
 # %% ../../nbs/41_use.folders.ipynb #c3317b31
 def segment_each(
-    segmenter: Segmenter, files: Files, batch: int
+    segmenter: Segmenter,
+    files: Files,
+    batch: int,
+    mend: bool = False,  # whether each mask is made tidy
 ) -> Iterator[tuple[dict, np.ndarray | None]]:
     "For each photograph a line of `columns`, and its labels (H, H) uint8; None for what has none."
     task, size = segmenter.task, segmenter.facts.get("size", 48)
@@ -191,16 +195,25 @@ def segment_each(
         probabilities, confidence = segment_with_flips(segmenter, images)
         far = distances(segmenter, images, known)
         for k, p in enumerate(good):
-            labels = task.to_labels(enlarged(probabilities[k], p.width))
-            line = dict(image=p.name) | measure_regions(labels, task) | far[k]
+            labels = task.to_labels(enlarged(probabilities[k], p.width)).numpy()
+            labels, mended = mend_labels(labels, task) if mend else (labels, {})
+            shown = measure_regions(torch.from_numpy(labels), task)
+            line = dict(image=p.name) | shown | far[k] | mended
             line |= dict(confidence=round(confidence[k].item(), 4), error="")
-            yield line, labels.numpy()
+            yield line, labels
 
 
 def enlarged(probabilities: torch.Tensor, width: int) -> torch.Tensor:
     "Probabilities (C, S, S) at the photograph's size, (C, width, width)."
     size = (width, width)
     return F.interpolate(probabilities[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def mend_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, dict]:
+    "Tidy labels (H, H), and whether they differ from what was found, for the line."
+    mended = tidy(labels, task)
+    changed = (mended != labels).any()
+    return mended, dict(tidied="yes" if changed else "no")
 
 # %% ../../nbs/41_use.folders.ipynb #e8eb1378
 def check_elsewhere(out: Path, images: Path):
@@ -237,18 +250,21 @@ def segment_folder(
     images: str | Path,  # a folder of square crops centred on the disc, or one with images/
     out: str | Path,  # masks/<name>.png and segmentation.csv appear here
     batch: int = 32,
+    mend: bool = False,  # whether each mask is made tidy: one piece, filled, nested
 ) -> list[dict]:  # one line a photograph: `columns`; `error` is empty where all went well
     "Segment every photograph of a folder. `InputError` for one without pictures."
+    if mend:
+        check_nested(segmenter.task)
     files = Files.of(Path(images), masked=False)
     check_elsewhere(out, images)
     masks = check_writable(check_writable(Path(out)) / "masks")
     rows = []
-    for row, labels in segment_each(segmenter, files, batch):
+    for row, labels in segment_each(segmenter, files, batch, mend):
         if labels is not None:
             write_picture(masks / f"{row['image']}.png", labels)
         rows.append(row)
     rows = by_name(rows)
-    write_lines(Path(out) / "segmentation.csv", columns(segmenter.task), rows)
+    write_lines(Path(out) / "segmentation.csv", columns(segmenter.task, mend), rows)
     return rows
 
 # %% ../../nbs/41_use.folders.ipynb #7ee51628
