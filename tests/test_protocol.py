@@ -1,17 +1,29 @@
 """One protocol for every score: the command gives the numbers of a table's row."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mfmda.core.files import data_root, write_json
+from mfmda.core.files import data_root, fingerprint, read_json, write_json
 from mfmda.data.sets import load_folder, load_set
+from mfmda.stage1.shipped import shipped_folder
 from mfmda.study.metrics import COLUMNS
-from mfmda.study.pipeline import Job, load_source, load_target, per_image_rows, train_row
+from mfmda.study.pipeline import (
+    Job,
+    load_source,
+    load_target,
+    per_image_rows,
+    run_options,
+    train_row,
+)
 from mfmda.study.profiles import Layout, load_profile
 from mfmda.use.cli import main
+
+root = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +95,26 @@ def test_development_shifts_show_held_out_eyes_that_no_table_scores():
         assert not set(pool.ids) & set(test.ids) and "crops:refuge_val?" in sets.test
         for table in ("real64", "real64_back"):
             assert "refuge_val" not in crop_sets(load_profile(table))
+
+
+def test_no_validation_image_entered_a_source_model():
+    "Neither the smoke run's, whose checkpoint is bound to its images, nor the package's."
+    smoke, mini = load_profile("smoke"), load_profile("mini")
+    record = read_json(shipped_folder("ddpm_phantom") / "record.json")
+    assert record["images"] == fingerprint(load_source(mini).train.images)
+    for profile in (smoke, mini):
+        source = load_source(profile)
+        parts = (source.train, source.validation)
+        kept, held_out = ({fingerprint(x) for x in part.images} for part in parts)
+        assert len(kept) == len(source.train) and not kept & held_out
+    folder = Layout("smoke", root).source_ddpm()
+    if not (folder / "ddpm.pt").exists():
+        pytest.skip("no smoke run under runs/: the smoke stage of `make test` makes one")
+    source, run = load_source(smoke), run_options(smoke, 0)
+    known = smoke.ddpm.model_dump(exclude={"low_memory", "shipped"})
+    images = fingerprint(source.train.images)
+    key = fingerprint(((), known, run.precision, images), run.seed, smoke.ddpm.steps)
+    assert torch.load(folder / "ddpm.pt", weights_only=True)["key"] == key
+    told = read_json(folder / "result.json")
+    assert told["train_ids"] == source.train.ids
+    assert not set(told["train_ids"]) & set(told["validation_ids"])
