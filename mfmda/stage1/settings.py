@@ -23,7 +23,9 @@ class DDPMSettings(Settings):
     lr: PositiveFloat = 4e-4
     ema: float = Field(0.995, ge=0, lt=1)  # decay of the moving average of the weights
     loss: Literal["l1", "l2"] = "l1"
-    shipped: str | None = None  # a model of the package: taken where it fits, see stage1.shipped
+    shipped: str | None = (
+        None  # a model of the package: taken where it fits, see stage1.shipped
+    )
     low_memory: bool = False  # blocks are computed again on the way back; changes no number
 
 # %% ../../nbs/09_stage1.settings.ipynb #a0ae97c9

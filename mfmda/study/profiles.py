@@ -54,7 +54,9 @@ class Profile(Settings):
     validation: float = Field(0.15, gt=0, lt=1)  # fraction of the source's training images
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    budget: PositiveFloat | None = None  # minutes that `adapt` may take; None: as long as it needs
+    budget: PositiveFloat | None = (
+        None  # minutes that `adapt` may take; None: as long as it needs
+    )
     source: SourceSets
     targets: dict[str, TargetSets] = Field(min_length=1)
     ddpm: DDPMSettings = DDPMSettings()

@@ -244,9 +244,7 @@ def adapt(  # noqa: PLR0913
     nested: Annotated[
         bool, typer.Option("--nested", help="each region lies in the last")
     ] = False,
-    budget: Annotated[
-        str, typer.Option(help="how long it may take, such as 30m or 2h")
-    ] = "",
+    budget: Annotated[str, typer.Option(help="how long it may take, such as 30m or 2h")] = "",
     as_json: AsJson = False,
 ):
     "Adapt to a new camera: labelled source images, a few unlabelled target images."
