@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'normalise_patches', 'random_mask', 'sincos_positions', 'MaskedAutoencoder', 'random_crop',
-           'pretrain_mae', 'save_shipped_vit', 'load_shipped_mae']
+           'pretrain_mae', 'vit_card', 'save_shipped_vit', 'load_shipped_mae']
 
 # %% ../../nbs/21_stage2.mae.ipynb #08788c3e
 import json
@@ -26,6 +26,7 @@ from .settings import MaeSettings
 mend_torchvision()
 
 # %% ../../nbs/21_stage2.mae.ipynb #4b73f496
+from huggingface_hub import ModelCard, ModelCardData
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 
@@ -189,6 +190,24 @@ def pretrain_mae(
     return mae.eval(), history
 
 # %% ../../nbs/21_stage2.mae.ipynb #9fa4355b
+_ABOUT = """
+# A small vision transformer of fundus phantoms
+Trained by masked autoencoding on drawn eyes alone, seen through random cameras; made with mfmda,
+an independent companion of the paper [MFM-DA](https://arxiv.org/abs/2503.00802), where it stands
+for RETFound. Patches of {patch}×{patch} pixels, images of {image_size}×{image_size},
+{depth} blocks of width {dim}. `record.json` tells how it was trained. Apache 2.0.
+
+**For research and teaching. Not for diagnosis.** It has seen no patient's eye.
+"""
+
+
+def vit_card(settings: MaeSettings) -> ModelCard:
+    "The card of a masked autoencoder, as Hugging Face's hub shows it."
+    tags = ["image-feature-extraction", "masked-autoencoder", "fundus"]
+    data = ModelCardData(license="apache-2.0", library_name="timm", tags=tags)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_ABOUT.format(**settings.model_dump())}")
+
+
 def save_shipped_vit(mae: MaskedAutoencoder, folder: Path, record: dict) -> Path:
     "A masked autoencoder as a folder of `mfmda/weights/`, see `stage1.shipped`."
     small = half_precision(mae)
@@ -198,6 +217,7 @@ def save_shipped_vit(mae: MaskedAutoencoder, folder: Path, record: dict) -> Path
     def save(tmp):
         small.save(tmp / "encoder.safetensors")
         save_file(rest, tmp / "decoder.safetensors")
+        vit_card(mae.settings).save(tmp / "README.md")
 
     return write_shipped(folder, save, record)
 
