@@ -111,7 +111,7 @@ def test_no_validation_image_entered_a_source_model():
     if not (folder / "ddpm.pt").exists():
         pytest.skip("no smoke run under runs/: the smoke stage of `make test` makes one")
     source, run = load_source(smoke), run_options(smoke, 0)
-    known = smoke.ddpm.model_dump(exclude={"low_memory", "shipped"})
+    known = smoke.ddpm.of_training()
     images = fingerprint(source.train.images)
     key = fingerprint(((), known, run.precision, images), run.seed, smoke.ddpm.steps)
     assert torch.load(folder / "ddpm.pt", weights_only=True)["key"] == key

@@ -206,7 +206,7 @@ def train_ddpm(
         )  # `fit` adds the gradients of micro-steps up
 
     loop = LoopOptions(warmup_cosine(settings.steps), average, settings.accumulate)
-    known = settings.model_dump(exclude={"low_memory", "shipped"})
+    known = settings.of_training()
     known = known if start is None else (known, list(start.state_dict().values()))
     run = run.replace(key=(run.key, known, run.precision, fingerprint(images)))
     history = fit(step, settings.steps, dict(unet=unet), optimizer, run, loop)

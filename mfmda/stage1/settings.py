@@ -28,6 +28,10 @@ class DDPMSettings(Settings):
     )
     low_memory: bool = False  # blocks are computed again on the way back; changes no number
 
+    def of_training(self) -> dict:
+        "The settings on which the weights depend."
+        return self.model_dump(exclude={"low_memory", "shipped"})
+
 # %% ../../nbs/09_stage1.settings.ipynb #a0ae97c9
 class FusionSettings(Settings):
     "The warm-up of content fusion."

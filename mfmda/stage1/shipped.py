@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'half_precision', 'write_shipped', 'shipped_folder', 'save_shipped_ddpm', 'load_shipped_ddpm',
-           'differences_from_shipped']
+           'training_facts', 'differences_from_shipped']
 
 # %% ../../nbs/16_stage1.shipped.ipynb #1b962622
 import copy
@@ -51,7 +51,7 @@ def write_shipped(
 
 # %% ../../nbs/16_stage1.shipped.ipynb #b67e33ff
 def shipped_folder(
-    name: str,  # such as "phantom_ddpm"
+    name: str,  # such as "ddpm_phantom"
     root: Path = WEIGHTS,
 ) -> Path:
     "The folder of a shipped model. `InputError`: missing, or not as it was written."
@@ -80,17 +80,16 @@ def load_shipped_ddpm(name: str, root: Path = WEIGHTS) -> FusedUNet:
     return load_fused(shipped_folder(name, root)).float()
 
 # %% ../../nbs/16_stage1.shipped.ipynb #8d1e58fe
-def differences_from_shipped(
-    record: dict,
-    images: torch.Tensor,  # (N, 3, S, S) uint8: what would be trained on
+def training_facts(
+    images: torch.Tensor,  # (N, 3, S, S) uint8: what is trained on
     ddpm: DDPMSettings,
     fusion: FusionSettings,
-) -> list[str]:
-    "In what a training differs from the one that made a shipped model; nothing: it is the same."
-    spare = {"low_memory", "shipped"}  # they change no number
-    asked = dict(
-        images=fingerprint(images),
-        ddpm=ddpm.model_dump(exclude=spare),
-        fusion=fusion.model_dump(),
-    )
-    return [name for name, value in asked.items() if record[name] != value]
+) -> dict:  # images, ddpm, fusion
+    "What a training of a source model depends on, as its record tells it."
+    settings = dict(ddpm=ddpm.of_training(), fusion=fusion.model_dump())
+    return dict(images=fingerprint(images)) | settings
+
+
+def differences_from_shipped(record: dict, facts: dict) -> list[str]:
+    "In what `training_facts` differ from those of a shipped model; nothing: it is the same."
+    return [name for name, value in facts.items() if record[name] != value]

@@ -34,6 +34,7 @@ from mfmda.stage1.shipped import (
     differences_from_shipped,
     load_shipped_ddpm,
     shipped_folder,
+    training_facts,
 )
 from ..stage2.foundation import build_foundation
 from ..stage2.mae import pretrain_mae
@@ -189,11 +190,16 @@ class SourceModel:
 
 def is_shipped(profile: Profile, images: torch.Tensor, package: Path = WEIGHTS) -> bool:
     "Whether the package brings what a training on `images` would give."
-    name = profile.ddpm.shipped
-    if name is None:
+    if profile.ddpm.shipped is None:
         return False
-    record = read_json(shipped_folder(name, package) / "record.json")
-    return not differences_from_shipped(record, images, profile.ddpm, profile.fusion)
+    return not _compared(profile, images, package)[1]
+
+
+def _compared(profile, images, package):
+    "The record of the shipped model that a profile names, and in what its training differs."
+    record = read_json(shipped_folder(profile.ddpm.shipped, package) / "record.json")
+    facts = training_facts(images, profile.ddpm, profile.fusion)
+    return record, differences_from_shipped(record, facts)
 
 
 def source_model(
@@ -207,11 +213,10 @@ def source_model(
     name = profile.ddpm.shipped
     if name is None:
         return _train_source_model(profile, images, folder, seed, "trained here", None)
-    record = read_json(shipped_folder(name, package) / "record.json")
-    if is_shipped(profile, images, package):
+    record, different = _compared(profile, images, package)
+    if not different:
         told = [record[key] for key in ("images_seen", "history", "fusion_history")]
         return SourceModel(load_shipped_ddpm(name, package), f"{name} of the package", *told)
-    different = differences_from_shipped(record, images, profile.ddpm, profile.fusion)
     origin = f"trained here ({name} of the package has another {', '.join(different)})"
     if record["ddpm"]["channels"] != profile.ddpm.channels:
         return _train_source_model(profile, images, folder, seed, origin, None)

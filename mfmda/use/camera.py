@@ -398,8 +398,9 @@ def fit_to_time(  # noqa: PLR0913
         timed = [replace(t, often=stages()[t.stage]) for t in timed]
     for line in stage_lines(p, len(train), timed) if say else ():
         say(line)
-    updates = {name: dict(steps=getattr(p, name).steps) for name in ("ddpm", "fusion")}
-    write_json(file, dict(minutes=minutes, updates=updates))
+    if not decided:
+        updates = {name: dict(steps=getattr(p, name).steps) for name in ("ddpm", "fusion")}
+        write_json(file, dict(minutes=minutes, updates=updates))
     return p
 
 # %% ../../nbs/40_use.camera.ipynb #ffe756b9
