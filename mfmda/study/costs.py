@@ -342,11 +342,13 @@ def adaptation_stages(
     # the scorer and the segmenter, and one that finds discs in the shots
     finder = recipe.recolour in BY_REGION and not model
     trainings = 1 if like else 3 if finder else 2
+    # a source model that is trained is also adapted as it was after half of its updates
+    adapted = 1 if like or shipped else 2
     times = dict(
         source_ddpm=p.ddpm.steps * p.ddpm.accumulate,
-        fusion=p.fusion.steps,
-        adaptation=a.steps,
-        translation_default=drawn + scored,
+        fusion=p.fusion.steps * adapted,
+        adaptation=a.steps * adapted,
+        translation_default=drawn + scored * adapted,
         segmentation=p.segment.steps * trainings,
     )
     if like or shipped:

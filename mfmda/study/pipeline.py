@@ -10,7 +10,7 @@ __all__ = ['DEVELOPMENT', 'EYES_A_CAMERA', 'Source', 'load_source', 'Target', 'l
 
 # %% ../../nbs/34_study.pipeline.ipynb #c5c7d1f8
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from mfmda.data.phantom import (
 )
 from ..data.sets import FundusSet, few_shot, load_folder, load_set, split
 from ..stage1.colour import TRANSLATORS
-from ..stage1.ddpm import FusedUNet, train_ddpm, warm_up_fusion
+from ..stage1.ddpm import FusedUNet, load_fused, save_fused, train_ddpm, warm_up_fusion
 from mfmda.stage1.shipped import (
     WEIGHTS,
     differences_from_shipped,
@@ -186,6 +186,7 @@ class SourceModel:
     images_seen: int  # by the U-Net, in the training of this source
     history: list[dict]
     fusion_history: list[dict]
+    half: FusedUNet | None = None  # as it was after half of its updates
 
 
 def is_shipped(profile: Profile, images: torch.Tensor, package: Path = WEIGHTS) -> bool:
@@ -208,32 +209,44 @@ def source_model(
     folder: Path,  # keeps the checkpoints
     seed: int = 0,
     package: Path = WEIGHTS,
+    halfway: bool = False,  # whether a training also returns the model of half its updates
 ) -> SourceModel:
     "The package's model where it fits, else one that is trained here (Eq. 2)."
-    name = profile.ddpm.shipped
+    name, training = profile.ddpm.shipped, (profile, images, folder, seed, halfway)
     if name is None:
-        return _train_source_model(profile, images, folder, seed, "trained here", None)
+        return _train_source_model(*training)
     record, different = _compared(profile, images, package)
     if not different:
         told = [record[key] for key in ("images_seen", "history", "fusion_history")]
         return SourceModel(load_shipped_ddpm(name, package), f"{name} of the package", *told)
     origin = f"trained here ({name} of the package has another {', '.join(different)})"
     if record["ddpm"]["channels"] != profile.ddpm.channels:
-        return _train_source_model(profile, images, folder, seed, origin, None)
-    start = load_shipped_ddpm(name, package)
-    return _train_source_model(profile, images, folder, seed, f"{origin}, from there on", start)
+        return replace(_train_source_model(*training), origin=origin)
+    found = _train_source_model(*training, start=load_shipped_ddpm(name, package))
+    return replace(found, origin=f"{origin}, from there on")
 
 
-def _train_source_model(profile, images, folder, seed, origin, start):
+def _train_source_model(profile, images, folder, seed, halfway, start=None):
     "Eq. 2 for the U-Net, then for content fusion."
-    run = run_options(profile, seed, Path(folder) / "ddpm.pt", "source DDPM")
+    folder, settings = Path(folder), profile.ddpm
     begun = (start.unet, start.fusion) if start else (None, None)
-    unet, history = train_ddpm(images, profile.ddpm, run, begun[0])
-    run = run_options(profile, seed, Path(folder) / "fusion.pt", "content fusion")
-    fused, fusion_history = warm_up_fusion(unet, images, profile.fusion, run, begun[1])
-    settings = profile.ddpm
+
+    def fused(unet, file):
+        run = run_options(profile, seed, folder / file, "content fusion")
+        return warm_up_fusion(unet, images, profile.fusion, run, begun[1])
+
+    run, half = run_options(profile, seed, folder / "ddpm.pt", "source DDPM"), None
+    if halfway:
+        half = folder / "ddpm_half"
+        if not half.exists():
+            to_half = run.replace(until=max(1, settings.steps // 2))
+            unet, _ = train_ddpm(images, settings, to_half, begun[0])
+            save_fused(fused(unet, "fusion_half.pt")[0], half)
+        half = load_fused(half)
+    unet, history = train_ddpm(images, settings, run, begun[0])
+    model, fusion_history = fused(unet, "fusion.pt")
     seen = settings.steps * settings.accumulate * settings.batch
-    return SourceModel(fused, origin, seen, history, fusion_history)
+    return SourceModel(model, "trained here", seen, history, fusion_history, half)
 
 # %% ../../nbs/34_study.pipeline.ipynb #a2083e89
 @dataclass
