@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VIT_TARGETS', 'TRAINABLE', 'IMAGENET', 'FOUNDATIONS', 'ARCHITECTURE', 'MAE_NETWORKS', 'MODALITIES', 'pyramid_blocks',
-           'pyramid', 'lora_weight', 'is_vit', 'lora_targets', 'add_lora', 'Reins', 'add_reins', 'read_weights',
-           'load_backbone', 'Preprocessing', 'read_levels', 'FeaturePyramid', 'Foundation', 'mae_encoder',
-           'build_foundation', 'LoadReport', 'load_retfound']
+           'suit_attention', 'pyramid', 'lora_weight', 'is_vit', 'lora_targets', 'add_lora', 'Reins', 'add_reins',
+           'read_weights', 'load_backbone', 'Preprocessing', 'read_levels', 'FeaturePyramid', 'Foundation',
+           'mae_encoder', 'build_foundation', 'LoadReport', 'load_retfound']
 
 # %% ../../nbs/20_stage2.foundation.ipynb #ee757a4b
 import argparse
@@ -50,6 +50,13 @@ def pyramid_blocks(
         )
     counts = (depth // 3, depth // 2, 2 * depth // 3, depth)
     return [max(least, count) - 1 for least, count in enumerate(counts, 1)]
+
+# %% ../../nbs/20_stage2.foundation.ipynb #3bd908d4
+def suit_attention(network: nn.Module, device: torch.device):
+    "Let timm's attention use the fused kernel on a GPU, and written-out products on a CPU."
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = device.type != "cpu"
 
 # %% ../../nbs/20_stage2.foundation.ipynb #fba0fde2
 def pyramid(

@@ -20,7 +20,7 @@ from ..core.files import InputError, atomic_path, fingerprint, read_json
 from ..core.runtime import autocast, mend_torchvision, pick_device
 from ..core.training import LoopOptions, RunOptions, batch_indices, fit, warmup_cosine
 from ..stage1.shipped import WEIGHTS, half_precision, shipped_folder, write_shipped
-from .foundation import ARCHITECTURE, mae_encoder
+from .foundation import ARCHITECTURE, mae_encoder, suit_attention
 from .settings import MaeSettings
 
 mend_torchvision()
@@ -170,6 +170,7 @@ def pretrain_mae(
     if start is not None:
         mae.load_state_dict(start.state_dict())
     mae.to(device).train()
+    suit_attention(mae, device)
     params = [p for p in mae.parameters() if p.requires_grad]
     matrices = dict(params=[p for p in params if p.ndim > 1], weight_decay=s.weight_decay)
     vectors = dict(params=[p for p in params if p.ndim < 2], weight_decay=0.0)

@@ -9,7 +9,14 @@ __all__ = ['Targets', 'LoraSettings', 'named', 'MaeSettings', 'PretrainingSettin
 # %% ../../nbs/19_stage2.settings.ipynb #d748eb64
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from ..core.settings import Settings
 
@@ -84,6 +91,7 @@ class FoundationSettings(Settings):
     lora: LoraSettings = LoraSettings()
     trainable: Literal["head", "lora", "reins", "all"] = "lora"
     mae: PretrainingSettings = PretrainingSettings()
+    continued: NonNegativeInt = 0  # updates of `vit_phantom` on the unlabelled source images
 
 # %% ../../nbs/19_stage2.settings.ipynb #65793739
 class Augmentation(Settings):

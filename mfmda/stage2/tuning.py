@@ -33,7 +33,7 @@ from mfmda.core.training import (
 from ..data.readers import DISC_CUP, Task
 from ..data.sets import FundusSet, augment
 from .alignment import alignment_loss
-from .foundation import Foundation
+from .foundation import Foundation, suit_attention
 from .segmenter import SegmentationModel, Segmenter
 from .settings import SegmentSettings
 
@@ -533,6 +533,7 @@ def train_segmenter(
     _check_target(target, settings, pairs.source)
     device = pick_device(run.device)
     network.to(device, memory_format=torch.channels_last).train()
+    suit_attention(network, device)
     if settings.low_memory:
         checkpoint_gradients(network)
     term = None if target is None else target.term.to(device)

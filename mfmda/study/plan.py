@@ -86,7 +86,7 @@ def check_rows(profile: Profile, rows: Sequence[str]):
             raise InputError(
                 f"row={row!r}: it changes a part of {backbone}, but profile {profile.name!r} has "
                 f"the foundation {' or '.join(candidates)}; run it with a profile whose candidates "
-                f"are [{backbone!r}], such as mini_vit."
+                f"are [{backbone!r}], such as mini."
             )
 
 

@@ -182,6 +182,7 @@ class Row(Settings):
     pairs: str | None = None
     against: str = "mfm_da"  # the row of Table 1 that it is compared with
     backbone: str | None = None  # the only foundation that it makes sense with
+    foundation: str | None = None  # another network than the profile's
     weights: str | None = None  # of the foundation, instead of the profile's
     steps: list[str]  # which it runs itself; the others are Table 1's
     over: dict = {}  # settings of the profile that it changes

@@ -116,7 +116,7 @@ def claim_folder(folder: Path, sheet: dict):
 
 # %% ../../nbs/40_use.camera.ipynb #1752944c
 ON_THE_SOURCE = ("budget.json", "scorer.pt", "ddpm.pt", "fusion.pt", "ddpm")
-ON_THE_SOURCE += ("source_only.pt", "vit_mae")
+ON_THE_SOURCE += ("source_only.pt", "vit_mae", "vit_phantom")
 
 
 def take_over(other: Path, folder: Path, sheet: dict):
@@ -186,7 +186,9 @@ def fresh_network(run: Adaptation) -> SegmentationModel:
     candidates = run.profile.foundation.candidates
     name, weights = run.foundation or candidates[0], run.weights
     if weights is None and name in candidates:
-        weights = train_foundation(run.profile, name, run.seed, run.folder / name)
+        weights = train_foundation(
+            run.profile, name, run.seed, run.folder / name, run.train.images
+        )
     return new_mfm(run.profile, name, weights, run.seed, region_shares(run.train))
 
 # %% ../../nbs/40_use.camera.ipynb #42ecc721
