@@ -124,15 +124,23 @@ def lab_statistics(lab: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/14_stage1.colour.ipynb #5a3c2af0
 @translator
-def reinhard(images, references, run: RunOptions = RunOptions()) -> Tensor:
+def reinhard(
+    images,
+    references,
+    run: RunOptions = RunOptions(),
+    strength: float = 1.0,  # 0: as they are, 1: all the way
+) -> Tensor:
     "Reinhard colour transfer: mean and spread in CIELAB."
     check_sets(images, references)
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength={strength}: expected a number in [0, 1].")
     x, y = to_lab(images), to_lab(references)
     drawn = draw_references(len(x), len(y), run.seed)
     mean_x, std_x = lab_statistics(x)
     mean_y, std_y = lab_statistics(y[drawn])
     scale = torch.diag_embed(std_y / std_x.clamp(min=1e-6))
-    return from_lab(move_colours(x, scale, mean_x, mean_y))
+    moved = move_colours(x, scale, mean_x, mean_y)
+    return from_lab(x + strength * (moved - x))
 
 # %% ../../nbs/14_stage1.colour.ipynb #03aa3239
 @translator

@@ -270,10 +270,21 @@ def _copy(segmenter, shots, name):
     return adapted, shots.float().to(segmenter.device) / 255
 
 
-def adabn(segmenter: Segmenter, shots: Tensor) -> Segmenter:
-    "A copy with the statistics of the shots (K, 3, S, S) uint8."
+def adabn(
+    segmenter: Segmenter,  # trained on the source; it is not changed
+    shots: Tensor,  # (K, 3, S, S) uint8, target
+    share: float = 1.0,  # of the shots in the statistics; the source has the rest
+) -> Segmenter:
+    "A copy with the statistics of the shots."
+    if not 0 <= share <= 1:
+        raise InputError(f"share={share}: expected a number in [0, 1].")
     adapted, x = _copy(segmenter, shots, "AdaBN")
+    norms = trained_norms(adapted.network)
+    at_home = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
     measure_statistics(adapted.network, [x, x.flip(3)])
+    for norm, (mean, variance) in zip(norms, at_home):
+        norm.running_mean.lerp_(mean, 1 - share)
+        norm.running_var.lerp_(variance, 1 - share)
     return adapted
 
 # %% ../../nbs/31_study.rivals.ipynb #b38d11c8
