@@ -996,6 +996,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                   'mfmda.study.plan.plan': ('study.plan.html#plan', 'mfmda/study/plan.py'),
                                   'mfmda.study.plan.row_needs': ('study.plan.html#row_needs', 'mfmda/study/plan.py'),
                                   'mfmda.study.plan.run_step': ('study.plan.html#run_step', 'mfmda/study/plan.py'),
+                                  'mfmda.study.plan.source_ddpm_of': ('study.plan.html#source_ddpm_of', 'mfmda/study/plan.py'),
                                   'mfmda.study.plan.unlabelled_targets': ('study.plan.html#unlabelled_targets', 'mfmda/study/plan.py')},
             'mfmda.study.profiles': { 'mfmda.study.profiles.Layout': ('study.profiles.html#layout', 'mfmda/study/profiles.py'),
                                       'mfmda.study.profiles.Layout.adapted': ( 'study.profiles.html#layout.adapted',

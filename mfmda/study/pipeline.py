@@ -347,7 +347,9 @@ def chosen_foundation(job: Job, row: str = "") -> SegmentationModel:
     "The foundation that step 4 chose, untuned; a row may ask for another, or for other weights."
     folder, asked = job.layout.foundation(job.seed), find_row(row) if row else None
     if asked and asked.foundation:
-        return new_mfm(job.profile, asked.foundation, None, job.seed)
+        name, images = asked.foundation, job.source.train.images
+        weights = train_foundation(job.profile, name, job.seed, folder / row, images)
+        return new_mfm(job.profile, name, weights, job.seed)
     name = read_json(folder / "result.json")["chosen"]
     weights = asked.weights if asked else None
     weights = weights or foundation_weights(job.profile, name, folder / name)

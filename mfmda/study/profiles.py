@@ -378,12 +378,13 @@ class Layout:
 
     def of(self, step, seed, target, row=""):
         if step == "1_source_ddpm":
-            return self.source_ddpm()
+            return self.source_ddpm(row)
         folder = f"{target}+{row}" if row and step in own_steps(row) else target
         return self.seed(seed) / step / folder
 
-    def source_ddpm(self):
-        return Path(self.root) / "runs" / self.profile / "1_source_ddpm"
+    def source_ddpm(self, row=""):
+        own = f"+{row}" if row and "1_source_ddpm" in own_steps(row) else ""
+        return Path(self.root) / "runs" / self.profile / f"1_source_ddpm{own}"
 
     def adapted(self, seed, target, row=""):
         return self.of("2_adapt", seed, target, row)
