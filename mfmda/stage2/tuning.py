@@ -6,12 +6,13 @@
 __all__ = ['segmentation_loss', 'total_loss', 'choose_term', 'Batch', 'forward_pass', 'forward_low_memory', 'stage2_losses',
            'parameter_groups', 'build_optimiser', 'WithoutFrozen', 'trained_norms', 'measure_statistics',
            'synchronised', 'picture_names', 'FeatureCache', 'Pairs', 'TargetTerm', 'view_numbers', 'draw_batch',
-           'unaugmented', 'train_segmenter']
+           'unaugmented', 'AdapterWatch', 'train_segmenter']
 
 # %% ../../nbs/24_stage2.tuning.ipynb #310a2e04
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -521,6 +522,37 @@ def unaugmented(pairs: Pairs, target: TargetTerm | None, batch: int, device):
         x = torch.cat(images).float() / 255
         yield x.to(device, memory_format=torch.channels_last)
 
+# %% ../../nbs/24_stage2.tuning.ipynb #00e846a7
+class AdapterWatch:
+    "Which matrices of LoRA have had no gradient yet."
+
+    def __init__(self, network: nn.Module):
+        ours = {k: p for k, p in network.named_parameters() if "lora_" in k and p.requires_grad}
+        self.silent, self.hooks = set(ours), []
+        for name, matrix in ours.items():
+            hear = partial(self._hear, name)
+            self.hooks.append(matrix.register_post_accumulate_grad_hook(hear))
+
+    def _hear(self, name, _):
+        self.silent.discard(name)
+
+    def close(self):
+        "Hear no more."
+        for hook in self.hooks:
+            hook.remove()
+
+    def check(self):
+        "`InputError` where a matrix is left; to be called after a first update."
+        self.close()
+        if self.silent:
+            layers = sorted({name.partition(".lora_")[0] for name in self.silent})
+            told = ", ".join(layers[:3]) + (" …" if layers[3:] else "")
+            raise InputError(
+                f"foundation: LoRA of {len(layers)} layers got no gradient ({told}), since this "
+                "network does not call them; name others in foundation.lora.targets, or choose "
+                "another network."
+            )
+
 # %% ../../nbs/24_stage2.tuning.ipynb #431aeb65
 def train_segmenter(
     pairs: Pairs,
@@ -545,9 +577,16 @@ def train_segmenter(
     told = settings.model_dump(exclude={"low_memory", "statistics"})  # no update hears of these
     key = (run.key, told, run.precision, data)
     step = _training_step(pairs, network, settings, run, target)
+    watch, turns = AdapterWatch(network), _turns(settings, pairs)
+
+    def after(i):
+        if i == turns - 1:
+            watch.check()
+
     with synchronised(network):
-        loop = LoopOptions(schedule=schedule)
+        loop = LoopOptions(schedule=schedule, after=after)
         history = fit(step, steps, modules, optimiser, run.replace(key=key), loop)
+    watch.close()
     if settings.statistics == "measured":
         batches = unaugmented(pairs, target, settings.batch, device)
         measure_statistics(network, batches)
