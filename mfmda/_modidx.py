@@ -613,6 +613,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                                                                    'mfmda/stage2/foundation.py'),
                                          'mfmda.stage2.foundation._resize': ( 'stage2.foundation.html#_resize',
                                                                               'mfmda/stage2/foundation.py'),
+                                         'mfmda.stage2.foundation._some_layers': ( 'stage2.foundation.html#_some_layers',
+                                                                                   'mfmda/stage2/foundation.py'),
                                          'mfmda.stage2.foundation._tensors': ( 'stage2.foundation.html#_tensors',
                                                                                'mfmda/stage2/foundation.py'),
                                          'mfmda.stage2.foundation._timm_name': ( 'stage2.foundation.html#_timm_name',

@@ -110,6 +110,12 @@ def lora_targets(backbone: nn.Module) -> str | list[str]:  # a regular expressio
     return [name for name, module in backbone.named_modules() if _is_pointwise(module)]
 
 # %% ../../nbs/20_stage2.foundation.ipynb #f21d2d0e
+def _some_layers(backbone):
+    "Names of linear layers, for a message."
+    linear = [name for name, m in backbone.named_modules() if isinstance(m, nn.Linear)]
+    return " or ".join(repr(name) for name in linear[:2]) or "none: choose another network"
+
+
 def add_lora(
     backbone: nn.Module,  # a timm network; it is changed in place
     settings: LoraSettings,
@@ -124,7 +130,8 @@ def add_lora(
         why = str(e).splitlines()[0][:120]
         raise InputError(
             f"lora targets={settings.targets!r}: no layer that LoRA can adapt in "
-            f"{type(backbone).__name__} ({why})."
+            f"{type(backbone).__name__} ({why}); expected a pattern of its layers in "
+            f"foundation.lora.targets, such as {_some_layers(backbone)}."
         ) from None
     config.base_model_name_or_path = base_name
     return adapted
@@ -413,7 +420,10 @@ def _create(name, image_size):
             f"foundation {name!r} is unknown; expected one of {', '.join(FOUNDATIONS)}, "
             "or the name of a timm network such as 'vit_small_patch16_224'."
         )
-    usual = timm.get_pretrained_cfg(network)
+    try:
+        usual = timm.get_pretrained_cfg(network)
+    except RuntimeError as e:
+        raise InputError(f"foundation {name!r}: {e}") from None
     size = image_size or entry.get("image_size") or usual.input_size[-1]
     options = dict(img_size=size) if network.startswith(("vit_", "deit", "beit", "eva")) else {}
     backbone = timm.create_model(network, pretrained=False, num_classes=0, **options)
@@ -509,7 +519,13 @@ def build_foundation(
     if isinstance(lora, dict):
         lora = LoraSettings(**lora)
     lora = (lora or LoraSettings()) if trainable == "lora" else None
-    foundation = Foundation(backbone, name, prepare, trainable, lora)
+    try:
+        foundation = Foundation(backbone, name, prepare, trainable, lora)
+    except (AssertionError, AttributeError, RuntimeError) as e:
+        raise InputError(
+            f"foundation {name!r}: no feature maps can be read from {type(backbone).__name__} "
+            f"({e}); expected a plain ViT, or a CNN of timm."
+        ) from None
     report = _load(backbone, name, file, interpolate=image_size is not None)
     given = "state dict" if isinstance(weights, dict) else weights
     foundation.description = dict(
