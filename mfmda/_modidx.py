@@ -807,6 +807,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                                                                     'mfmda/stage2/tuning.py'),
                                      'mfmda.stage2.tuning.FeatureCache.__init__': ( 'stage2.tuning.html#featurecache.__init__',
                                                                                     'mfmda/stage2/tuning.py'),
+                                     'mfmda.stage2.tuning.FeatureCache._keep': ( 'stage2.tuning.html#featurecache._keep',
+                                                                                 'mfmda/stage2/tuning.py'),
                                      'mfmda.stage2.tuning.Pairs': ('stage2.tuning.html#pairs', 'mfmda/stage2/tuning.py'),
                                      'mfmda.stage2.tuning.Pairs.__post_init__': ( 'stage2.tuning.html#pairs.__post_init__',
                                                                                   'mfmda/stage2/tuning.py'),

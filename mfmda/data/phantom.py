@@ -653,7 +653,7 @@ def _any_camera(rng):
     green = red * rng.uniform(0.3, 0.9)
     blue = green * rng.uniform(0.15, 1.05)
     return CameraStyle(
-        f"random_{rng.integers(2**32):08x}",
+        f"drawn_{rng.integers(2**32):08x}",
         colour=(red, green, blue),
         exposure=rng.uniform(0.02, 0.15),
         tint=tuple(rng.uniform(0.02, 0.1, 3).tolist()),

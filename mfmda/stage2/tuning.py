@@ -322,10 +322,14 @@ def picture_names(batch: Batch) -> list:  # B + P
 
 # %% ../../nbs/24_stage2.tuning.ipynb #3b418bcc
 class FeatureCache:
-    "What a frozen foundation says of pictures that come again, kept in the computer's memory."
+    "What a frozen foundation says of pictures that come again, as far as there is room."
 
-    def __init__(self, foundation: Foundation):
-        self.foundation, self.kept = foundation, {}
+    def __init__(
+        self,
+        foundation: Foundation,
+        room: int = 2 * 2**30,  # bytes of the computer's memory
+    ):
+        self.foundation, self.kept, self.room = foundation, {}, room
 
     @torch.no_grad()
     def __call__(
@@ -334,13 +338,22 @@ class FeatureCache:
         names: list,  # B of them: the same name, the same picture
     ) -> list[torch.Tensor]:  # maps (B, C_i, h_i, w_i): `Foundation.maps`
         new = [row for row, name in enumerate(names) if name not in self.kept]
+        fresh = {}
         if new:
             found = [m.cpu() for m in self.foundation.maps(images[new])]
             for k, row in enumerate(new):
-                self.kept[names[row]] = [m[k].clone() for m in found]
-        levels = zip(*(self.kept[name] for name in names))
+                fresh[names[row]] = [m[k].clone() for m in found]
+        for name, maps in fresh.items():
+            self._keep(name, maps)
+        levels = zip(*(fresh.get(name) or self.kept[name] for name in names))
         like = dict(device=images.device, memory_format=torch.channels_last)
         return [torch.stack(level).to(**like) for level in levels]
+
+    def _keep(self, name, maps):
+        taken = sum(m.numel() * m.element_size() for m in maps)
+        if taken <= self.room:
+            self.kept[name] = maps
+            self.room -= taken
 
 # %% ../../nbs/24_stage2.tuning.ipynb #14b813d7
 def _check_tensor(name, x, dtype, shape, meaning):

@@ -665,13 +665,13 @@ class AdvEnt(nn.Module):
 
     def __init__(self, network: nn.Module, weight: float = 0.01, width: int = 32):
         super().__init__()
-        self.weight = weight
+        self.weight, regions = weight, last_conv(network).out_channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.discriminator = patch_discriminator(2, width, last=3)
+            self.discriminator = patch_discriminator(regions, width, last=3)
 
     def forward(self, on_source, on_target, x_target) -> Tensor:
-        "Of logits (B, 2, H, W) and (K, 2, H, W)."
+        "Of logits (B, C, H, W) and (K, C, H, W)."
         judge, unsure = self.discriminator, self_information(on_target)
         home = judge(self_information(on_source.detach()))
         away = judge(unsure.detach())
