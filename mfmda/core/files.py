@@ -297,15 +297,16 @@ def outputs(
     with tempfile.TemporaryDirectory(prefix=".mfmda-", dir=folder) as tmp:
         yield Path(tmp)
         _check_free(folder, by, names, alone)
-        _take_place(folder, Path(tmp), by, alone)
+        _take_place(folder, Path(tmp), by, None if alone else names)
 
 
-def _take_place(folder, tmp, by, alone):
+def _take_place(folder, tmp, by, names):
     "Move what was written, and remove what the same command wrote before."
     made = {p.relative_to(tmp).as_posix(): p for p in sorted(tmp.rglob("*")) if p.is_file()}
     new = {name: dict(by=by, sha256=[file_sha256(p)]) for name, p in made.items()}
     before = written_in(folder)
-    stale = [n for n, e in before.items() if alone and e["by"] == by and n not in new]
+    old = [n for n, e in before.items() if e["by"] == by and (names is None or n in names)]
+    stale = [name for name in old if name not in new]
     # whoever is killed from here on leaves files that the list knows, old ones or new ones
     either = {
         n: dict(by=by, sha256=new[n]["sha256"] + before[n]["sha256"])
