@@ -180,9 +180,10 @@ def reproduce(  # noqa: PLR0913
     chosen = dict(profile=name, rows=rows, targets=targets, seeds=seeds, processes=processes)
     words = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--rerun-incomplete"]
     words += ["--dry-run"] if dry_run else []
-    # in quotation marks, since Snakemake reads a value as YAML: "study: 2" or "a #2"
+    # Snakemake reads a value as YAML, for which "study: 2" and "a #2" are no texts unless they are
+    # quoted; it takes away quotation marks at the ends, so there are blanks
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in chosen.items()}
-    words += ["--config", *(f"{key}={value}" for key, value in quoted.items())]
+    words += ["--config", *(f"{key}= {value} " for key, value in quoted.items())]
     done = subprocess.run(words, cwd=experiments_folder().parents[1])
     return UNFORESEEN if done.returncode else 0
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..core.files import InputError, outputs, read_json
+from ..core.files import WRITTEN, InputError, outputs, read_json
 from ..core.runtime import derived_seed, pick_device
 from mfmda.data.readers import (
     DISC_CUP,
@@ -242,7 +242,8 @@ def check_elsewhere(out: Path, images: Path, kinds: Sequence[str] = ()):
     out, images = Path(out).resolve(), Path(images).resolve()
     own, places = [images], [out, *((out / kind).resolve() for kind in kinds)]
     if images.name == "images":
-        own += [folder.resolve() for folder in images.parent.glob("masks*")]
+        masks = images.parent.glob("masks*")
+        own += [folder.resolve() for folder in masks if not (folder / WRITTEN).exists()]
         places += [out / "images"]
     if any(place.is_relative_to(folder) for place in places for folder in own):
         raise InputError(
