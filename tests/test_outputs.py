@@ -1,5 +1,5 @@
-"""What belongs to a user stays: results replace nothing that mfmda did not write, one bad file is one
-line, steps run under this Python, and nothing leaves a command but one line and an exit status."""
+"""What belongs to a user stays, one bad file is one line, steps run under this Python, means hide
+nothing, and nothing leaves a command but one line and an exit status."""
 
 import ast
 import json
@@ -184,7 +184,7 @@ def test_the_same_call_can_be_made_again(model, tmp_path, monkeypatch):  # noqa:
 
 
 def test_nothing_of_an_earlier_call_is_left(model, tmp_path):  # noqa: F811
-    "Masks of other photographs, of which there were more, and of a file that can no longer be read."
+    "Masks of other photographs, of which there were more, and of a file that is damaged now."
     out = tmp_path / "out"
     many, few = write_photos(tmp_path / "many", 4), write_photos(tmp_path / "few", 2, 9)
     for photos in (many, few):
@@ -211,14 +211,12 @@ def test_a_call_that_fails_leaves_the_earlier_results(model, tmp_path, monkeypat
 
 def test_two_commands_never_fill_one_folder(tmp_path):
     "A second command beside the first one's masks is refused; a single file may stand there."
-    for by, names in (("translate", ["masks/b.png"]), ("segment", ["masks/a.png"])):
-        if by == "segment":
-            with pytest.raises(InputError, match="b.png: not what `mfmda segment`"):
-                outputs(tmp_path, by, names).__enter__()
-            break
-        with outputs(tmp_path, by, names) as folder:
-            (folder / "masks").mkdir()
-            (folder / names[0]).touch()
+    with outputs(tmp_path, "translate", ["masks/b.png"]) as folder:
+        (folder / "masks").mkdir()
+        (folder / "masks" / "b.png").touch()
+    second = outputs(tmp_path, "segment", ["masks/a.png"])
+    with pytest.raises(InputError, match="b.png: not what `mfmda segment`"), second:
+        pass
     with outputs(tmp_path, "report", ["report.html"], alone=False) as folder:
         (folder / "report.html").touch()
     assert set(written_in(tmp_path)) == {"masks/b.png", "report.html"}
@@ -396,7 +394,7 @@ LESION = Task(("lesion",))
 
 @pytest.fixture
 def lesions(tmp_path, monkeypatch):
-    "Four eyes: a lesion found, one missed, a false alarm, a healthy one; a segmenter of bright spots."
+    "Four eyes (found, missed, false alarm, healthy), and a segmenter of bright spots."
     spot = np.zeros((32, 32), np.uint8)
     spot[8:20, 8:20] = 1
     cases = dict(found=(1, 1), missed=(0, 1), alarm=(1, 0), healthy=(0, 0))
@@ -425,7 +423,9 @@ def test_false_alarms_are_told_beside_the_overlap(lesions, tmp_path, capsys):
     assert means["lesion_false_alarm"]["mean"] == 0.5
     assert 0.02 < means["lesion_false_area"]["mean"] < 0.2
     rows = read_table(tmp_path / "scores" / "scores.csv")
-    assert rows["alarm"]["lesion_false_alarm"] == "1.0" and rows["alarm"]["lesion_dice"] == "nan"
+    assert (
+        rows["alarm"]["lesion_false_alarm"] == "1.0" and rows["alarm"]["lesion_dice"] == "nan"
+    )
     assert rows["healthy"]["lesion_false_alarm"] == "0.0"
 
 
@@ -446,7 +446,7 @@ def test_a_report_tells_false_alarms_too(lesions, tmp_path):
 
 
 def test_distances_of_photographs_of_different_size(model, tmp_path, capsys):  # noqa: F811
-    "The same eyes, half of them three times as large: shares of the diagonal, and no mean in pixels."
+    "The same eyes, half of them larger: shares of the diagonal, and no mean in pixels."
     folder = write_eyes(tmp_path / "labelled", 4)
     assert type_in("evaluate", model=model, images=folder, json=True) == 0
     alike = json.loads(capsys.readouterr().out)["means"]
@@ -544,7 +544,9 @@ def test_what_nobody_foresaw_is_one_line_and_a_log(monkeypatch, capsys, fault):
     assert error.count("\n") == 1 and error.startswith("mfmda: ")
     log = Path(error.split()[-1])
     text = log.read_text(encoding="utf-8")
-    assert text.startswith("mfmda profiles\n") and "Traceback" in text and fault.__name__ in text
+    assert (
+        text.startswith("mfmda profiles\n") and "Traceback" in text and fault.__name__ in text
+    )
     log.unlink()
 
 
