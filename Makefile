@@ -13,6 +13,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready
 # kernels, papermill and snakemake find each other through PATH; OUTSIDE keeps $(PYTHON) from meaning the environment itself
 INSIDE  := PATH="$(CURDIR)/$(BIN):$$PATH"
+# a value is YAML for Snakemake, so that a profile's path stands in quotation marks, between blanks
 STEPS   := $(INSIDE) $(BIN)/python -m snakemake --cores $(CORES) --rerun-incomplete
 # tests use what is installed and nothing else, and two of them run side by side with one thread each
 TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
@@ -32,10 +33,10 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
 reproduce: $(READY) ## tables and figures of PROFILE into figures/PROFILE/, ROWS into Table 2 (resumes where it stopped)
-	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile="$(PROFILE)" rows="$(ROWS)" targets="$(TARGETS)" seeds="$(SEEDS)" processes=$(PROCESSES))
+	$(call stage,reproduce $(PROFILE),$(STEPS) --config profile=" \"$(PROFILE)\" " rows="$(ROWS)" targets="$(TARGETS)" seeds="$(SEEDS)" processes=$(PROCESSES))
 
 unlock: $(READY) ## after a power loss or a kill, if `reproduce` says that the folder is locked and no other run is going on
-	@$(STEPS) --unlock --config profile="$(PROFILE)"
+	@$(STEPS) --unlock --config profile=" \"$(PROFILE)\" "
 
 demo: $(READY) ## adapt a segmenter to a new camera in minutes: demo-run/demo.ipynb is the page with its results
 	@mkdir -p demo-run

@@ -1,5 +1,6 @@
 """One ONNX file says what the segmenter says, for any number of images, without torch."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from mfmda.core.files import WRITTEN
 from mfmda.stage2.foundation import build_foundation
 from mfmda.stage2.mae import MaskedAutoencoder
 from mfmda.stage2.segmenter import SegmentationModel, Segmenter
@@ -73,3 +75,32 @@ def test_what_cannot_be_exported_is_named(tmp_path, capsys):
     missing, out = str(tmp_path / "nowhere"), str(tmp_path / "x.onnx")
     assert main(["export", "--model", missing, "--out", out]) == 2
     assert "config.json: no such file" in capsys.readouterr().err
+
+
+def test_weights_in_a_file_of_their_own(exported, tmp_path, monkeypatch):
+    "A model of more than 2 GB has two files, which find each other when both are moved together."
+    save = torch.onnx.ONNXProgram.save
+    apart = functools.partialmethod(save, external_data=True)
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", apart)
+    segmenter = exported[0]
+    file, moved_to = segmenter.to_onnx(tmp_path / "made" / "large.onnx"), tmp_path / "moved"
+    names = {p.name for p in file.parent.iterdir()}
+    assert names == {"large.onnx", "large.onnx.data", WRITTEN}
+    file.parent.rename(moved_to)
+    session = onnxruntime.InferenceSession(str(moved_to / "large.onnx"))
+    images = torch.rand(1, 3, 48, 48)
+    (ours,) = session.run(None, dict(images=images.numpy()))
+    assert np.abs(ours - segmenter(images).numpy()).max() < 1e-4
+
+
+def test_no_weights_of_an_earlier_export_are_left(exported, tmp_path, monkeypatch):
+    "Two files, then one: the second of the first call is gone, and other files stay."
+    segmenter, file = exported[0], tmp_path / "x.onnx"
+    (tmp_path / "letter.txt").touch()
+    save = torch.onnx.ONNXProgram.save
+    with monkeypatch.context() as patched:
+        apart = functools.partialmethod(save, external_data=True)
+        patched.setattr(torch.onnx.ONNXProgram, "save", apart)
+        segmenter.to_onnx(file)
+    segmenter.to_onnx(file)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.onnx", "letter.txt", WRITTEN}

@@ -131,7 +131,7 @@ def test_command_line_answers_in_one_line(capsys, words, says):
 
 
 def test_a_failing_step_leaves_earlier_results(tmp_path, capsys):
-    "The step is due, its input damaged: exit status 1, the cell named, the old result untouched."
+    "The step is due, its input damaged: exit status 2, the cell named, the old result untouched."
     root = tmp_path / "work"
     for need in ("1_source_ddpm", "seed0/4_foundation"):
         write_json(root / "runs/smoke" / need / "result.json", {"earlier": need})
@@ -139,7 +139,7 @@ def test_a_failing_step_leaves_earlier_results(tmp_path, capsys):
     old = write_json(folder / "result.json", {"chosen": {"step": 6}})
     before = old.read_bytes()
     which = ["--profile", "smoke", "--target", "phantom_b", "--root", str(root)]
-    assert main(["step", "2_adapt", *which]) == 1
+    assert main(["step", "2_adapt", *which]) == 2
     error = capsys.readouterr().err
     assert "2_adapt.ipynb, cell" in error and "InputError" in error
     assert old.read_bytes() == before

@@ -232,7 +232,7 @@ def test_a_command_without_its_extra_says_what_to_install(tmp_path):
         sys.exit(main("report --model run --images photos --out report.html".split()))
     """
     run = without(absent(), code)
-    assert run.returncode == 1, run.stderr[-2000:]
+    assert run.returncode == 2, run.stderr[-2000:]
     assert "pip install 'mfmda[report]'" in run.stderr and run.stderr.count("\n") == 1
 
 

@@ -148,7 +148,7 @@ def git_commit() -> str | None:
 def peak_memory_mb() -> float:
     "Peak resident memory of this process in MiB; 0 where the system does not tell."
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 2**10, 1)  # kB
     try:

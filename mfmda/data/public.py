@@ -7,6 +7,7 @@ __all__ = ['LAYOUTS', 'ZENODO', 'SOURCES', 'Photo', 'Layout', 'find_photos', 're
            'cut_square', 'CropOptions', 'crop_set', 'unpack', 'fetch']
 
 # %% ../../nbs/07_data.public.ipynb #76001493
+import filecmp
 import hashlib
 import os
 import re
@@ -433,6 +434,15 @@ def _crop(photo, root, out, options):
     )
 
 # %% ../../nbs/07_data.public.ipynb #40852928
+def _check_name(file):
+    "`InputError` for a name that the manifest cannot hold."
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        told = str(file).encode(errors="backslashreplace").decode()
+        raise InputError(f"{told}: its name is not UTF-8; rename it.") from None
+
+
 def crop_set(
     root: str | Path,  # the unpacked data set
     layout: str,  # a name of `LAYOUTS`
@@ -444,7 +454,13 @@ def crop_set(
     root, out = Path(root), Path(out)
     if out.exists():
         raise InputError(f"{out}: exists already; give a new folder, or remove it.")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"{out}: lies in {root}, among the photographs; give a folder outside."
+        )
     photos = find_photos(root, layout, options.part, options.rater)
+    for photo in photos:
+        _check_name(photo.image.relative_to(root))
     with atomic_path(out) as tmp:
         manifest = pd.DataFrame([_crop(photo, root, tmp, options) for photo in photos])
         manifest.to_csv(tmp / "manifest.csv", index=False)
@@ -487,12 +503,25 @@ _BROKEN = zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OverflowEr
 _BROKEN += (RuntimeError,)  # encrypted, or compressed in an unknown way
 
 
+def _check_not_there(folder, unpacked, files):
+    "`InputError` names a file of a folder that an archive would replace by another."
+    for file in files:
+        there, new = folder / file, unpacked / file
+        same = there.is_file() and filecmp.cmp(there, new, shallow=False)
+        if os.path.lexists(there) and not same:
+            raise InputError(
+                f"{there}: is there, and not what the archive holds; nothing of yours is replaced: "
+                "move it away, or give another folder."
+            )
+
+
 def _extract(opened, folder):
     "Unpack by way of a hidden folder; returns the files."
     safe = dict(filter="data") if isinstance(opened, tarfile.TarFile) else {}
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as tmp:
         opened.extractall(tmp, **safe)
         files = [p.relative_to(tmp) for p in sorted(Path(tmp).rglob("*")) if p.is_file()]
+        _check_not_there(folder, Path(tmp), files)
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(tmp, file), folder / file)
@@ -560,7 +589,10 @@ def _resume(url, output, folder):
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:  # more bytes than the file has: begin again
+        if answer.status_code == 416:  # no byte is left: it has all of them, or too many
+            if answer.headers.get("Content-Range") == f"bytes */{have}":
+                part.replace(output)
+                return
             part.unlink()
             return _resume(url, output, folder)
         answer.raise_for_status()
@@ -595,6 +627,12 @@ def _retrieve(name, url, checksum, folder):
     def downloader(url, output, pooch):
         _resume(url, output, folder)
 
+    there = folder / name
+    if there.exists() and not pooch.hashes.hash_matches(there, checksum):
+        raise InputError(
+            f"{there}: is there, and not what {url} has ({checksum}); nothing of yours is replaced:"
+            " move it away, or give another folder."
+        )
     pooch.get_logger().setLevel("WARNING")  # its lines name temporary files
     try:
         return pooch.retrieve(url, checksum, name, folder, downloader=downloader)

@@ -26,7 +26,14 @@ from safetensors.torch import save_file
 from scipy.ndimage import binary_fill_holes, label
 from torch import nn
 
-from ..core.files import InputError, atomic_path, fingerprint, read_json, write_json
+from mfmda.core.files import (
+    InputError,
+    atomic_path,
+    fingerprint,
+    outputs,
+    read_json,
+    write_json,
+)
 from ..core.runtime import mend_torchvision, module_device, pick_device
 from ..data.readers import DISC_CUP, Task
 from ..data.sets import FundusSet
@@ -435,7 +442,7 @@ def merged(network: nn.Module) -> nn.Module:
     return network
 
 # %% ../../nbs/23_stage2.segmenter.ipynb #fd3e843b
-def _onnx_program(network, size):
+def _onnx_program(network, size, about):
     "What torch's exporter makes of images (batch, 3, size, size) → probabilities."
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -447,9 +454,11 @@ def _onnx_program(network, size):
     answers = nn.Sequential(merged(network), nn.Sigmoid()).eval()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the exporter, about its own future
-        return torch.onnx.export(
+        program = torch.onnx.export(
             answers, images, dynamic_shapes=[{0: "batch"}], dynamo=True, **names
         )
+    program.model.metadata_props.update(mfmda=json.dumps(about))
+    return program
 
 # %% ../../nbs/23_stage2.segmenter.ipynb #06bf1fba
 def _save_bank(bank, folder):
@@ -500,6 +509,17 @@ def _load_network(config, folder, network):
         )
     _fill(network, folder / "network.safetensors")
     return network
+
+
+def _check_own(folder):
+    "`InputError` where a folder holds something, and no segmenter: its files would be lost."
+    holds = folder.is_dir() and any(folder.iterdir())
+    file = folder / "config.json"
+    if holds and not (file.is_file() and "format" in read_json(file)):
+        raise InputError(
+            f"{folder}: holds files, and no segmenter; a segmenter takes the place of a whole "
+            "folder: give a new one."
+        )
 
 
 def _load_folder(folder, network):
@@ -553,7 +573,8 @@ class Segmenter:
         return Prediction(self(images, batch), self.task)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        "Write the folder, whole or not at all."
+        "Write the folder, whole or not at all; `InputError` in the place of another folder."
+        _check_own(Path(folder))
         with atomic_path(folder) as tmp:
             tmp.mkdir()
             _save_folder(self, tmp)
@@ -577,14 +598,13 @@ class Segmenter:
         size: int | None = None,  # pixels of its images; None: as it was trained
     ) -> Path:
         "One file: `images` (B, 3, size, size) in [0, 1] → `probabilities`. LoRA is merged in."
-        size = size or self.facts.get("size")
+        path, size = Path(path), size or self.facts.get("size")
         if not size:
             raise InputError(
                 "to_onnx: this segmenter does not say how large its images were; give size=."
             )
-        program = _onnx_program(self.network, size)
         about = dict(size=size, regions=list(self.task.regions), threshold=0.5)
-        program.model.metadata_props.update(mfmda=json.dumps(about))
-        with atomic_path(path) as tmp:
-            program.save(tmp)
-        return Path(path)
+        # its weights lie in a file beside it where they are too large for one
+        with outputs(path.parent, "export", [path.name, f"{path.name}.data"], False) as tmp:
+            _onnx_program(self.network, size, about).save(tmp / path.name)
+        return path

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CORNERS', 'score_columns', 'scores_in', 'overlap', 'surface_distances', 'scored_ratio', 'is_star_convex',
-           'shape_faults', 'score_image', 'enlarge', 'score_prediction', 'score_set']
+           'shape_faults', 'score_image', 'enlarge', 'score_prediction', 'pixel_columns', 'folder_columns',
+           'folder_scores', 'score_set']
 
 # %% ../../nbs/30_study.metrics.ipynb #246c09c4
 import numpy as np
@@ -176,6 +177,44 @@ def score_prediction(
             "expected probabilities, so apply a sigmoid to logits."
         )
     return score_image((enlarge(p, mask.shape) > 0.5).numpy(), mask, task)
+
+# %% ../../nbs/30_study.metrics.ipynb #7c4cd791
+_DISTANCES = "hd95", "assd"
+
+
+def pixel_columns(task: Task) -> list[str]:
+    "Names of the scores that are in pixels."
+    return [f"{region}_{score}" for score in _DISTANCES for region in task.regions]
+
+
+def folder_columns(task: Task) -> list[str]:
+    "Names of what `folder_scores` tells: `score_columns`, shares of the diagonal, false alarms."
+    columns = score_columns(task) + [f"{name}_share" for name in pixel_columns(task)]
+    if task.everywhere:
+        return columns
+    alarms = "false_alarm", "false_area"
+    return columns + [f"{region}_{alarm}" for alarm in alarms for region in task.regions]
+
+
+def _alarms(name, predicted, reference):
+    "What was marked of a region, where it is not there."
+    marked = np.nan if reference.any() else predicted.mean()
+    alarm = np.nan if np.isnan(marked) else float(marked > 0)
+    return {f"{name}_false_alarm": alarm, f"{name}_false_area": float(marked)}
+
+
+def folder_scores(
+    probabilities: torch.Tensor,  # (C, S, S) in [0, 1], the regions of the task
+    mask: np.ndarray,  # (h, w) labels as stored
+    task: Task = DISC_CUP,
+) -> dict[str, float]:  # keys are `folder_columns(task)`
+    "`score_prediction`, distances as shares of the diagonal, and false alarms."
+    row = score_prediction(probabilities, mask, task)
+    row |= {f"{n}_share": row[n] / float(np.hypot(*mask.shape)) for n in pixel_columns(task)}
+    predicted = (enlarge(probabilities, mask.shape) > 0.5).numpy()
+    for name, p, r in zip(task.regions, predicted, task.to_regions(mask)):
+        row |= _alarms(name, p, r)
+    return {column: row[column] for column in folder_columns(task)}
 
 # %% ../../nbs/30_study.metrics.ipynb #20f565f2
 def score_set(

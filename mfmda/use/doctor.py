@@ -82,6 +82,9 @@ def check_packages() -> Iterator[Check]:
     newer = sys.version_info >= (3, 11)
     found = platform.python_version()
     yield Check("Python", found, newer, "install Python 3.11 or newer", True)
+    kernel = installed("ipykernel")
+    mend = f"{sys.executable} -m pip install ipykernel"
+    yield Check("interpreter of the steps", sys.executable, kernel, mend, True)
     if not installed("mfmda"):
         yield Check(
             "mfmda", "not installed", False, "pip install '.[reproduce]' in the checkout"

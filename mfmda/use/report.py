@@ -19,11 +19,18 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 from scipy.ndimage import binary_erosion
 
-from ..core.files import InputError, atomic_path, check_writable
+from ..core.files import InputError, outputs
 from ..data.readers import DISC_CUP, Task, read_image, resize_labels
 from ..data.sets import outline_colours
 from ..stage2.segmenter import Segmenter
-from .folders import Files, load_segmenter, mean_scores, score_each, segment_each
+from mfmda.use.folders import (
+    Files,
+    check_elsewhere,
+    load_segmenter,
+    mean_scores,
+    score_each,
+    segment_each,
+)
 
 # %% ../../nbs/42_use.report.ipynb #5e92de30
 def about(segmenter: Segmenter, folder: str | Path) -> dict[str, str]:
@@ -262,15 +269,20 @@ def report(
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of an HTML file.")
     files = Files.of(images, segmenter.task)
-    check_writable(out.resolve().parent)
+    check_elsewhere(out, images)
+    with outputs(out.parent, "report", [out.name], alone=False) as tmp:
+        rows = _rows(segmenter, files)
+        values = summary(segmenter, files, rows, most)
+        values |= dict(model=about(segmenter, model), training=_training_picture(segmenter))
+        page = render(**values, adaptation=in_words(segmenter))
+        (tmp / out.name).write_text(page, encoding="utf-8", errors="backslashreplace")
+    return rows
+
+
+def _rows(segmenter, files):
+    "What is said of each photograph and, where there are masks, how right it is."
     rows = {row["image"]: row for row, _ in segment_each(segmenter, files, batch=32)}
     if files.masks:
         for scores in score_each(segmenter, files, batch=32):
             rows[scores["image"]] |= scores
-    rows = [rows[name] for name in sorted(rows)]
-    values = summary(segmenter, files, rows, most)
-    values |= dict(model=about(segmenter, model), training=_training_picture(segmenter))
-    page = render(**values, adaptation=in_words(segmenter))
-    with atomic_path(out) as tmp:
-        tmp.write_text(page, encoding="utf-8")
-    return rows
+    return [rows[name] for name in sorted(rows)]
