@@ -513,7 +513,7 @@ def _load_network(config, folder, network):
 
 def _check_own(folder):
     "`InputError` where a folder holds something, and no segmenter: its files would be lost."
-    holds = folder.is_dir() and any(folder.iterdir())
+    holds = folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir())
     file = folder / "config.json"
     if holds and not (file.is_file() and "format" in read_json(file)):
         raise InputError(

@@ -317,7 +317,8 @@ def adapt(  # noqa: PLR0913
 # %% ../../nbs/44_use.cli.ipynb #0c67be4b
 def check_new_run(folder: Path):
     "`InputError` where a folder holds files that are not those of a run."
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists():
+    holds = folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir())
+    if holds and not (folder / "run.json").exists():
         raise InputError(
             f"{folder}: holds files, and no run of adapt; they would lie among those of the run: "
             "give a new folder."
