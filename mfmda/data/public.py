@@ -26,7 +26,15 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..core.files import InputError, atomic_path, file_sha256, write_json
-from .readers import SUFFIXES, read_image, read_mask, read_region_masks, resize_labels
+from mfmda.data.readers import (
+    SUFFIXES,
+    file_key,
+    may_be_picture,
+    read_image,
+    read_mask,
+    read_region_masks,
+    resize_labels,
+)
 
 # %% ../../nbs/07_data.public.ipynb #7c64dd9d
 @dataclass(frozen=True)
@@ -96,13 +104,14 @@ LAYOUTS |= {
 
 # %% ../../nbs/07_data.public.ipynb #ebc7d54b
 def _add(files, name, path, what):
-    "`InputError` for a name that is there already."
-    if name in files:
+    "`InputError` for a name that is there already, or would be on some system."
+    same = files.get(file_key(name))
+    if same:
         raise InputError(
-            f"{path}: {what} of the same name as {files[name]}; expected one for each id: "
+            f"{path}: {what} of the same name as {same[1]}; expected one for each id: "
             "keep one copy of the data set below this folder."
         )
-    files[name] = path
+    files[file_key(name)] = name, path
 
 # %% ../../nbs/07_data.public.ipynb #72fb5d20
 def _sort_files(root, layout):
@@ -111,7 +120,10 @@ def _sort_files(root, layout):
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)
         text, ending = below.as_posix().lower(), path.suffix.lower()
-        if ending not in (*SUFFIXES, ".mat") or re.search(r"(^|/)(\.|__)", text):
+        if path.is_dir() or re.search(r"(^|/)(\.|__)", text):
+            continue
+        if ending not in (*SUFFIXES, ".mat"):
+            _check_unread(path, text, layout)
             continue
         name = path.stem
         if layout.with_folder:
@@ -120,7 +132,15 @@ def _sort_files(root, layout):
             _add(masks, name, path, "a mask")
         elif ending in SUFFIXES and re.search(layout.is_photo, text):
             _add(images, name, path, "a photograph")
-    return images, masks
+    return dict(images.values()), dict(masks.values())
+
+
+def _check_unread(path, text, layout):
+    "`InputError` for a photograph in a format that is not read."
+    mask = re.search(layout.is_mask, text)
+    if not mask and re.search(layout.is_photo, text) and may_be_picture(path):
+        expected = f"expected {', '.join(SUFFIXES)}: convert it, or move it away"
+        raise InputError(f"{path}: {path.suffix or 'no ending'} is not read; {expected}.")
 
 # %% ../../nbs/07_data.public.ipynb #57e75bbe
 def _all_or_none(photos, wanted):
@@ -140,7 +160,20 @@ def _photos(root, layout, rater):
         own = tuple(masks[name] for name in names if name in masks)
         part = layout.part(path.relative_to(root).as_posix().lower())
         photos.append(Photo(image_id, path, part, own))
+        _check_case(path, [name for name in names if name not in masks], masks)
+    if masks and photos and not any(p.masks for p in photos):
+        wanted, found = (", ".join(some[:3]) for some in (names, list(masks)))
+        said = f"{len(masks)} masks found, such as {found}; expected names such as {wanted}"
+        raise InputError(f"{root}: {said}, after {path.name}: rename them.")
     return photos
+
+
+def _check_case(path, wanted, masks):
+    "`InputError` for a mask whose name differs from the wanted one in case alone."
+    for name in wanted:
+        for other in (m for m in masks if file_key(m) == file_key(name)):
+            said = f"{path}: expected its mask to be called {name}"
+            raise InputError(f"{said}, found {masks[other].name}: rename it.")
 
 # %% ../../nbs/07_data.public.ipynb #72b9c21d
 def find_photos(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISC_CUP', 'VESSELS', 'SUFFIXES', 'CONVENTIONS', 'UNREAD', 'Task', 'read_image', 'Encoding', 'understand',
-           'read_mask', 'read_region_masks', 'read_labels', 'reading_of', 'Listing', 'list_pictures', 'FolderFiles',
-           'find_files', 'resize_labels', 'read_pair']
+           'read_mask', 'read_region_masks', 'read_labels', 'reading_of', 'may_be_picture', 'file_key', 'Listing',
+           'list_pictures', 'FolderFiles', 'find_files', 'resize_labels', 'read_pair']
 
 # %% ../../nbs/05_data.readers.ipynb #c8d6dd5b
 import io
@@ -172,12 +172,27 @@ class Encoding:
         return {"as given": self.labels}
 
 # %% ../../nbs/05_data.readers.ipynb #dec895e7
+def _is_jpeg(path):
+    with open(path, "rb") as file:
+        return file.read(3) == b"\xff\xd8\xff"
+
+
+def _check_lossless(path, values):
+    "`InputError` for a JPEG whose values are a few grey levels apart: labels are lost in it."
+    if np.ptp(values) < 32 and _is_jpeg(path):
+        found = f"JPEG with values {values.min()} to {values.max()}, which it does not keep"
+        raise InputError(f"{path}: {found}; expected PNG: write the labels again.")
+    return values
+
+
 def _read_values(path):
     "The numbers (h, w) of a mask file; of a coloured palette its indices."
     image = _decode(path)
     values, mode = np.asarray(image), image.mode
-    if mode in ("1", "L", "I;16", "I"):
-        return values.astype(np.uint8) if mode == "1" else values
+    if mode == "1":
+        return values.astype(np.uint8)
+    if mode in ("L", "I;16", "I"):
+        return _check_lossless(path, values)
     if mode == "F":
         expected = "expected whole numbers: write it with 8 bits a pixel"
         raise InputError(f"{path}: a mask of fractions (mode F); {expected}.")
@@ -187,7 +202,7 @@ def _read_values(path):
     if mode == "P":
         return values
     found = f"a mask in colour (mode {mode})"
-    if Path(path).suffix.lower() in (".jpg", ".jpeg"):
+    if _is_jpeg(path):
         found += "; JPEG blends neighbouring pixels"
     raise InputError(f"{path}: {found}; expected one channel of labels.")
 
@@ -248,7 +263,7 @@ def _cause(path, found, task):
     if len(found) <= len(task.regions) + 1 or found.max() < 32:
         return ""
     blended = "edges are blended, as in a mask that was resized or drawn anti-aliased"
-    if Path(path).suffix.lower() in (".jpg", ".jpeg"):
+    if _is_jpeg(path):
         blended = "JPEG blends neighbouring pixels"
     remedy = "write PNG without smoothing, or give threshold, which takes the nearest label"
     return f" It has {len(found)} different values: {blended}; {remedy}."
@@ -419,7 +434,7 @@ def _is_hidden(path):
     return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def _may_be_picture(path):
+def may_be_picture(path: Path) -> bool:
     "Whether a file that is not read looks like a picture."
     if path.suffix.lower()[1:] in UNREAD:
         return True
@@ -441,12 +456,12 @@ def _below(folder):
             continue
         if path.is_dir():
             found += _below(path)
-        elif path.suffix.lower() in SUFFIXES or _may_be_picture(path):
+        elif path.suffix.lower() in SUFFIXES or may_be_picture(path):
             found.append(path)
     return found
 
 
-def _key(name):
+def file_key(name: str) -> str:
     "Names with the same key are one file on some system: case, and how accents are encoded."
     return unicodedata.normalize("NFC", name).casefold()
 
@@ -463,7 +478,9 @@ class Listing:
     def alike(self, name: str) -> list[str]:
         "Files that a picture called `name` may be meant by."
         files = [*self.pictures.values(), *self.unread]
-        return [str(f.relative_to(self.folder)) for f in files if _key(f.stem) == _key(name)]
+        return [
+            str(f.relative_to(self.folder)) for f in files if file_key(f.stem) == file_key(name)
+        ]
 
 # %% ../../nbs/05_data.readers.ipynb #742a1830
 def _sort_file(path, listing, ignored):
@@ -477,7 +494,7 @@ def _sort_file(path, listing, ignored):
         listing.others += [] if below else [path]
     elif known:
         listing.pictures[path.name] = path
-    elif _may_be_picture(path):
+    elif may_be_picture(path):
         ending = path.suffix or "no ending"
         expected = ", ".join(SUFFIXES)
         listing.unread[path] = f"{ending} is not read; expected {expected}: convert it"
@@ -507,11 +524,11 @@ def _by_name(paths):
     "Files by their names without ending; `InputError` for two that share one."
     found, seen = {}, {}
     for path in paths:
-        if _key(path.stem) in seen:
-            twice = f"{seen[_key(path.stem)].name} has the same id"
+        if file_key(path.stem) in seen:
+            twice = f"{seen[file_key(path.stem)].name} has the same id"
             expected = "expected one file for each id: rename or remove one"
             raise InputError(f"{path}: {twice}; {expected}.")
-        seen[_key(path.stem)] = found[path.stem] = path
+        seen[file_key(path.stem)] = found[path.stem] = path
     return found
 
 
@@ -533,6 +550,14 @@ class FolderFiles:
     masks: list[dict[str, Path]]  # one for all regions, or one each; none for an unlabelled set
     unread: dict[Path, str]  # pictures that are not read, and why
     others: list[Path]  # files and folders that are no pictures, or not asked for
+    note: str = ""  # why no masks are used, where they need not be
+
+    @classmethod
+    def flat(cls, folder: Path, task: Task = DISC_CUP) -> "FolderFiles":
+        "A folder of photographs alone, without images/."
+        own = tuple(f"masks_{region}" for region in task.regions)
+        listing = list_pictures(folder, ("masks", *own))
+        return cls(folder, listing.pictures, [], listing.unread, listing.others)
 
     def mask_paths(self, name: str) -> list[Path]:
         "The mask files of one image."
@@ -576,7 +601,7 @@ def _mask_folders(folder, task):
     there = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
     for name in there:
         for wanted in ("images", "masks", *own):
-            if name != wanted and _key(name) == _key(wanted) and wanted not in there:
+            if name != wanted and file_key(name) == file_key(wanted) and wanted not in there:
                 raise InputError(
                     f"{folder / name}: expected it to be called {wanted}: rename it."
                 )
@@ -587,32 +612,49 @@ def _mask_folders(folder, task):
     return layout
 
 # %% ../../nbs/05_data.readers.ipynb #03c2b8e8
+def _list_images(folder, task):
+    "What images/ holds; `InputError` where there is none."
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one that holds images/.")
+    if not (folder / "images").is_dir():
+        names = " and ".join(f"masks_{region}/" for region in task.regions)
+        there = ", ".join(f"{p.name}/" for p in sorted(folder.iterdir()) if p.is_dir())
+        found = f"holds no folder images/ (it has {there or 'no folder'})"
+        expected = f"expected images/ and, where there are masks, masks/ or {names}"
+        raise InputError(f"{folder}: {found}; {expected}: move the pictures into images/.")
+    return list_pictures(folder / "images")
+
+
+def _list_masks(folder, task, images, paired):
+    "What the folders of masks hold."
+    masks = [list_pictures(folder / name) for name in _mask_folders(folder, task)]
+    for files in masks if paired else ():
+        _check_pairs(images, files)
+    return masks
+
+# %% ../../nbs/05_data.readers.ipynb #6bbe3c43
 def find_files(
     folder: Path,  # holds images/ and, where there are masks, their folder or folders
     task: Task = DISC_CUP,
     masked: bool = True,  # whether masks are wanted; else they are left alone
-    paired: bool = True,  # whether every image must have a mask, and every mask an image
+    must: bool = True,  # whether masks that do not fit are an error; else they are noted
 ) -> FolderFiles:
     "The files of a data set. `InputError` names a folder or a file that is missing."
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds images/.")
-    layout = _mask_folders(folder, task) if masked else []
-    if not (folder / "images").is_dir():
-        names = " and ".join(f"masks_{region}/" for region in task.regions)
-        expected = f"expected images/ and, where there are masks, masks/ or {names}"
-        remedy = "move the pictures into images/"
-        raise InputError(f"{folder}: holds no folder images/; {expected}: {remedy}.")
-    images = list_pictures(folder / "images")
-    masks = [list_pictures(folder / name) for name in layout]
-    for files in masks if paired else ():
-        _check_pairs(images, files)
+    masks, note, images = [], "", _list_images(folder, task)
+    try:
+        masks = _list_masks(folder, task, images, must) if masked else []
+    except InputError as error:
+        if must:
+            raise
+        note = str(error)
     unread, others = images.unread, images.others
     for files in masks:
-        unread, others = unread | files.unread, others + files.others
-    read = ("images", *layout)
+        others = others + files.others + ([] if must else [*files.unread])
+        unread = unread | files.unread if must else unread
+    read = {"images", *(files.folder.name for files in masks)}
     others = others + [path for path in sorted(folder.iterdir()) if path.name not in read]
     pictures = [files.pictures for files in masks]
-    return FolderFiles(folder, images.pictures, pictures, unread, others)
+    return FolderFiles(folder, images.pictures, pictures, unread, others, note)
 
 # %% ../../nbs/05_data.readers.ipynb #60b0eb43
 def resize_labels(
