@@ -1,6 +1,7 @@
 """Folders as people have them: what a mask's values mean, files that are not read, photographs
 under two names, targets with masks. Labels come out right, or the file is named."""
 
+import json
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from mfmda.core.files import InputError
 from mfmda.data.readers import DISC_CUP, VESSELS, Task
+from mfmda.data.scan import in_words, scan_folder, shared
 from mfmda.data.sets import few_shot, load_folder, load_phantoms, load_set, split
 from mfmda.use.cli import main
 
@@ -219,10 +221,15 @@ def test_blended_masks(tmp_path, write, cause):
         assert (labels == truth[name]).mean() > 0.97
 
 
-def test_labels_that_jpeg_has_lost(tmp_path):
+def colour_jpeg(path, labels):
+    Image.fromarray(labels).convert("RGB").save(path.with_suffix(".jpg"))
+
+
+@pytest.mark.parametrize("write", [with_values((0, 1, 2), suffix=".jpg"), colour_jpeg])
+def test_labels_that_jpeg_has_lost(tmp_path, write):
     "Values 0, 1 and 2 do not survive JPEG, though what comes out looks like labels."
     truth = write_set(tmp_path / "set")
-    rewrite(tmp_path / "set", truth, with_values((0, 1, 2), suffix=".jpg"))
+    rewrite(tmp_path / "set", truth, write)
     said = named_or_right(tmp_path / "set", truth)
     assert "eye0.jpg" in said and "JPEG" in said
 
@@ -555,6 +562,55 @@ def test_translate_and_report_go_on_without_such_masks(tmp_path, run, caplog, sp
         assert "they are not scored" in caplog.text
 
 
+# What a scan tells
+
+
+def test_a_scan_of_a_folder_with_every_fault(tmp_path):
+    "Nothing stops it: what is used, what is not and why, copies, and masks that differ."
+    folder = tmp_path / "set"
+    truth = write_set(folder, 8)
+    images, masks = folder / "images", folder / "masks"
+    as_heic(images / "eye0.png")
+    in_a_subfolder(images / "eye1.png")
+    (images / "notes.txt").write_text("seen on Monday")
+    (masks / "eye2.png").unlink()
+    with_values((2, 1, 0))(masks / "eye3.png", truth["eye3"])
+    with_values((255, 128, 0))(masks / "eye4.png", truth["eye4"])
+    (masks / "eye5.png").write_bytes((masks / "eye5.png").read_bytes()[:30])
+    shutil.copy(images / "eye6.png", folder / "beside.png")
+    shutil.copy(images / "eye7.png", images / "again.png")
+    shutil.copy(masks / "eye6.png", masks / "again.png")
+    scan = scan_folder(folder)
+    assert sorted(x.name for x in scan.used) == "again eye0 eye1 eye4 eye6 eye7".split()
+    faults = dict(heic="not read", left="subfolder", beside="beside images/", eye2="no mask")
+    faults |= dict(eye3="give labels=2,1,0", eye5="cannot be decoded")
+    assert len(scan.refused) == len(faults)
+    for name, why in faults.items():
+        assert any(name in said and why in said for said in scan.refused), name
+    assert scan.odd == ["eye4: read as REFUGE, most as native"]
+    assert scan.doubles == ["again, eye7 (their masks differ)"]
+    assert scan.skipped == ["images/notes.txt"]
+    told = "\n".join(in_words(scan))
+    assert "12 pictures found, 6 used, 6 with masks" in told and "48×48 (6)" in told
+    json.dumps(scan.as_dict())
+
+
+def test_a_scan_of_masks_that_nobody_asked_for(tmp_path):
+    "Of a target the masks are not looked at."
+    write_set(tmp_path / "clinic", 4)
+    spoil_one(tmp_path / "clinic" / "masks")
+    assert scan_folder(tmp_path / "clinic", masked=False).refused == []
+    assert len(scan_folder(tmp_path / "clinic").refused) == 1
+
+
+def test_photographs_that_source_and_target_share(tmp_path):
+    "By content: other names do not hide one, the same names do not make one."
+    write_set(tmp_path / "home", 4)
+    write_set(tmp_path / "clinic", 4, first=3, masks=False)
+    home, clinic = scan_folder(tmp_path / "home"), scan_folder(tmp_path / "clinic")
+    assert shared(home, clinic) == [("eye3", "eye0")]
+
+
 # Folders that are drawn
 
 
@@ -713,6 +769,10 @@ def test_drawn_folders(tmp_path_factory, record, name):
         else:
             told = [*truth, str(folder / "masks: ")] if way.fault == "lost" else truth
             assert any(name.casefold() in said.casefold() for name in told), said
+        if way.fault not in ("twin", "subfolder"):  # after which there may be nothing to scan
+            scan = scan_folder(folder, task)
+            assert bool(scan.refused) == (said is not None), (said, scan.refused)
+            assert bool(scan.doubles) == (way.fault == "copy")
         shutil.rmtree(folder)
 
     logging.disable(logging.WARNING)

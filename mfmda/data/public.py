@@ -28,12 +28,13 @@ from tqdm import tqdm
 from ..core.files import InputError, atomic_path, file_sha256, write_json
 from mfmda.data.readers import (
     SUFFIXES,
+    Encoding,
     file_key,
     may_be_picture,
     read_image,
-    read_mask,
-    read_region_masks,
+    read_labels,
     resize_labels,
+    understand,
 )
 
 # %% ../../nbs/07_data.public.ipynb #7c64dd9d
@@ -222,10 +223,10 @@ def _read_votes(paths, votes):
                 f"{path}: no pixel with {votes} of 4 votes{where}; expected a region: "
                 "ask for fewer votes, or leave the photograph out."
             )
-    return disc.astype(np.uint8) + cup
+    return understand(paths[0], disc.astype(np.uint8) + cup)[1]
 
 # %% ../../nbs/07_data.public.ipynb #69d6d89f
-def _read_matlab(path):
+def _read_matlab(path, encoding):
     "Labels of ORIGA's MATLAB file."
     from scipy.io import loadmat
 
@@ -241,22 +242,23 @@ def _read_matlab(path):
         raise InputError(
             f"{path}: values {values[:8].tolist()}; expected 0 background, 1 rim, 2 cup."
         )
-    return mask.astype(np.uint8)
+    return understand(path, mask.astype(np.uint8), encoding=encoding)[1]
 
 # %% ../../nbs/07_data.public.ipynb #e8554026
 def read_photo_mask(
     photo: Photo,
     votes: int = 3,  # of four raters, for Drishti-GS1's maps
+    encoding: Encoding = Encoding(),  # what values mean, where masks do not tell
 ) -> np.ndarray | None:  # (H, W) uint8: 0 background, 1 rim, 2 cup; None without masks
     "A photograph's mask, whatever its data set calls a cup; `InputError` names the file."
     if not photo.masks:
         return None
     first = photo.masks[0]
     if first.suffix == ".mat":
-        return _read_matlab(first)
+        return _read_matlab(first, encoding)
     if first.stem.endswith("Softmap"):
         return _read_votes(photo.masks, votes)
-    return read_mask(first) if len(photo.masks) == 1 else read_region_masks(photo.masks)
+    return read_labels(photo.masks, encoding=encoding)
 
 # %% ../../nbs/07_data.public.ipynb #3e1efcbd
 def _field_of_view(small):
@@ -371,6 +373,7 @@ class CropOptions:
     part: str | None = None  # see `find_photos`; None: all
     rater: int = 1  # of RIGA+: 1 to 6
     votes: int = 3  # of Drishti-GS1's four raters, see `read_photo_mask`
+    encoding: Encoding = Encoding()  # what values of masks mean, where they do not tell
 
     def __post_init__(self):
         for name in ("side", "size"):
@@ -414,9 +417,10 @@ def _crop_box(photo, image, mask, side):
     return dict(left=left, top=top, side=side, located_by=by, confidence=round(confidence, 3))
 
 # %% ../../nbs/07_data.public.ipynb #8db2a212
-def _read_pair(photo, votes):
+def _read_pair(photo, options):
     "Image (H, W, 3) and mask (H, W) or None."
-    image, mask = read_image(photo.image), read_photo_mask(photo, votes)
+    image = read_image(photo.image)
+    mask = read_photo_mask(photo, options.votes, options.encoding)
     h, w = image.shape[:2]
     if mask is not None and mask.shape != (h, w):
         raise InputError(
@@ -443,7 +447,7 @@ def _save(path, array, box, size, resize):
 # %% ../../nbs/07_data.public.ipynb #bec6632c
 def _crop(photo, root, out, options):
     "Write one crop; returns its line of the manifest."
-    image, mask = _read_pair(photo, options.votes)
+    image, mask = _read_pair(photo, options)
     box, size = _crop_box(photo, image, mask, options.side), options.size
     file = f"{photo.image_id}.png"
     _save(out / "images" / file, image, box, size, _resize)

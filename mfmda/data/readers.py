@@ -198,7 +198,7 @@ def _read_values(path):
         raise InputError(f"{path}: a mask of fractions (mode F); {expected}.")
     channels = np.asarray(image.convert("RGB"))
     if (channels == channels[..., :1]).all():
-        return channels[..., 0]
+        return _check_lossless(path, channels[..., 0])
     if mode == "P":
         return values
     found = f"a mask in colour (mode {mode})"
@@ -448,17 +448,24 @@ def may_be_picture(path: Path) -> bool:
 # %% ../../nbs/05_data.readers.ipynb #2941a824
 def _below(folder):
     "Files in a subfolder that may be pictures; none in one that mfmda wrote."
-    if any((folder / name).exists() for name in _WRITTEN):
+    if _is_written(folder):
         return []
-    found = []
+    found = _pictures_in(folder)
     for path in sorted(folder.iterdir()):
-        if _is_hidden(path):
-            continue
-        if path.is_dir():
+        if path.is_dir() and not _is_hidden(path):
             found += _below(path)
-        elif path.suffix.lower() in SUFFIXES or may_be_picture(path):
-            found.append(path)
     return found
+
+
+def _is_written(folder):
+    return any((folder / name).exists() for name in _WRITTEN)
+
+
+def _pictures_in(folder):
+    "Files that may be pictures; none of a folder that mfmda wrote."
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not _is_hidden(p)]
+    shown = [p for p in files if p.suffix.lower() in SUFFIXES or may_be_picture(p)]
+    return [] if _is_written(folder) else shown
 
 
 def file_key(name: str) -> str:
@@ -651,8 +658,10 @@ def find_files(
     for files in masks:
         others = others + files.others + ([] if must else [*files.unread])
         unread = unread | files.unread if must else unread
-    read = {"images", *(files.folder.name for files in masks)}
-    others = others + [path for path in sorted(folder.iterdir()) if path.name not in read]
+    beside = {path: "lies beside images/: move it in" for path in _pictures_in(folder)}
+    unread = unread | beside
+    read = {folder / "images", *(files.folder for files in masks), *beside}
+    others = others + [path for path in sorted(folder.iterdir()) if path not in read]
     pictures = [files.pictures for files in masks]
     return FolderFiles(folder, images.pictures, pictures, unread, others, note)
 
