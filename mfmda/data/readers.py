@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISC_CUP', 'VESSELS', 'SUFFIXES', 'CONVENTIONS', 'UNREAD', 'Task', 'read_image', 'Encoding', 'understand',
-           'read_mask', 'read_region_masks', 'read_labels', 'reading_of', 'may_be_picture', 'file_key', 'Listing',
-           'list_pictures', 'FolderFiles', 'find_files', 'resize_labels', 'read_pair']
+           'read_mask', 'read_with_convention', 'read_labels', 'may_be_picture', 'file_key', 'Listing', 'list_pictures',
+           'FolderFiles', 'find_files', 'resize_labels', 'read_pair']
 
 # %% ../../nbs/05_data.readers.ipynb #c8d6dd5b
 import io
@@ -207,6 +207,13 @@ def _read_values(path):
     raise InputError(f"{path}: {found}; expected one channel of labels.")
 
 
+def _values_in(values):
+    "The different values of a picture, in order."
+    if values.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).astype(np.uint8)
+    return np.unique(values)
+
+
 def _background(values):
     "The commonest value on the outermost ring of pixels."
     ring = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
@@ -271,7 +278,7 @@ def _cause(path, found, task):
 
 def _unknown(path, values, task, encoding):
     "The error of a mask whose values fit no convention."
-    found, rows = np.unique(values), []
+    found, rows = _values_in(values), []
     for kind, table in encoding.of(task).items():
         rows.append(f"{kind} {_in_words(table, task)}")
     said = f"{path}: values {_some(found)} with {_background(values)} on the border"
@@ -288,7 +295,7 @@ def _unknown(path, values, task, encoding):
 
 def _disagrees(path, values, task, fits):
     "The error of a mask whose values are known, and whose picture says otherwise."
-    found = np.unique(values)
+    found = _values_in(values)
     kind, table = next(iter(fits.items()))
     said = f"{path}: values {_some(found)} with {_background(values)} on the border; "
     said += f"read as {kind} ({_in_words(table, task)}), {_fault(values, table, task)}."
@@ -332,7 +339,7 @@ def understand(
     encoding: Encoding = Encoding(),
 ) -> tuple[str, np.ndarray]:  # name of the convention; (h, w) uint8 labels
     "What the numbers of a mask mean; `InputError` names the cause, and a likelier reading."
-    tables, found = encoding.of(task), np.unique(values)
+    tables, found = encoding.of(task), _values_in(values)
     fits = {kind: table for kind, table in tables.items() if set(found) <= set(table)}
     if not fits and encoding.threshold:
         values = _nearest_labels(path, values, task, encoding)
@@ -384,42 +391,31 @@ def _check_region(k, paths, parts, mask, task):
         raise InputError(f"{path}: {wrong.sum()} of {part.sum()} {name} pixels {fault}.")
 
 # %% ../../nbs/05_data.readers.ipynb #abc36416
-def read_region_masks(
-    paths: list,  # a file for each region of the task, in its order
+def read_with_convention(
+    paths: list,  # one file of labels, or a file for each region of the task in its order
     task: Task = DISC_CUP,
-    encoding: Encoding = Encoding(),  # of each file: outside, inside
-) -> np.ndarray:  # (H, W) uint8 labels of the task
-    "Read regions from files of their own; `InputError` names one that does not fit the others."
-    parts = [_read_region(*each, encoding)[1] for each in zip(paths, task.regions)]
+    encoding: Encoding = Encoding(),  # of each file
+) -> tuple[str, np.ndarray]:  # name of the convention; (H, W) uint8 labels of the task
+    "The mask of one image in whichever way it is stored, and how it was understood."
+    if len(paths) == 1:
+        kind, mask = understand(paths[0], _read_values(paths[0]), task, encoding)
+        return kind, _complete(paths[0], mask, task)
+    kinds, parts = zip(*(_read_region(*each, encoding) for each in zip(paths, task.regions)))
     mask = parts[0].astype(np.uint8)
     for k in range(1, len(parts)):
         _check_region(k, paths, parts, mask, task)
         mask[parts[k]] = k + 1
     empty = [path for path, part in zip(paths, parts) if not part.any()]
-    return _complete((empty or paths)[0], mask, task)
+    return " and ".join(sorted(set(kinds))), _complete((empty or paths)[0], mask, task)
 
 
 def read_labels(
-    paths: list,  # one file of labels, or a file for each region
+    paths: list,  # of `read_with_convention`
     task: Task = DISC_CUP,
     encoding: Encoding = Encoding(),
 ) -> np.ndarray:  # (H, W) uint8 labels of the task
-    "Read the mask of one image, in whichever way it is stored."
-    if len(paths) == 1:
-        return read_mask(paths[0], task, encoding)
-    return read_region_masks(paths, task, encoding)
-
-
-def reading_of(
-    paths: list,  # of `read_labels`
-    task: Task = DISC_CUP,
-    encoding: Encoding = Encoding(),
-) -> str:
-    "The name of the convention by which the mask of one image is read."
-    if len(paths) == 1:
-        return understand(paths[0], _read_values(paths[0]), task, encoding)[0]
-    kinds = {_read_region(*each, encoding)[0] for each in zip(paths, task.regions)}
-    return " and ".join(sorted(kinds))
+    "Read the mask of one image; `InputError` names a file that does not fit the others."
+    return read_with_convention(paths, task, encoding)[1]
 
 # %% ../../nbs/05_data.readers.ipynb #c0142716
 UNREAD = """avif arw cr2 cr3 dcm dicom dng e2e eps fda fds gif gz heic heif j2k jfif jp2 jxl mat mha

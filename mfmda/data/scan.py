@@ -24,8 +24,7 @@ from mfmda.data.readers import (
     Task,
     find_files,
     read_image,
-    read_labels,
-    reading_of,
+    read_with_convention,
 )
 
 # %% ../../nbs/08_data.scan.ipynb #fc50fc18
@@ -55,12 +54,11 @@ def _border(region):
 # %% ../../nbs/08_data.scan.ipynb #3430c38f
 def _look_at_mask(seen, paths, shape, task, encoding):
     "Add what the mask of a photograph shows."
-    mask = read_labels(paths, task, encoding)
+    seen.reading, mask = read_with_convention(paths, task, encoding)
     if mask.shape != shape:
         found = f"{mask.shape[1]}×{mask.shape[0]} pixels, but its photograph has {seen.size}"
         raise InputError(f"{paths[0]}: {found}; expected the same size.")
     regions = task.to_regions(mask)
-    seen.reading = reading_of(paths, task, encoding)
     seen.shares = [float(region.mean()) for region in regions]
     seen.border = [_border(region) for region in regions]
     seen.labels = _hash(mask)
