@@ -569,7 +569,8 @@ class FolderFiles:
     def check(self):
         "`InputError` where a picture is not read: a set is whole, or refused."
         if self.unread:
-            found = f"{len(self.unread)} pictures of {self.folder} cannot be used"
+            n = len(self.unread)
+            found = f"{n} picture{'s' * (n > 1)} of {self.folder} cannot be used"
             remedy = "mend that, or move them away"
             first = next(iter(self.unread))
             raise InputError(f"{first}: {found}; {remedy}.{_told(self.unread)}")
