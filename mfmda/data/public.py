@@ -27,7 +27,16 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..core.files import InputError, atomic_path, file_sha256, write_json
-from .readers import SUFFIXES, read_image, read_mask, read_region_masks, resize_labels
+from mfmda.data.readers import (
+    SUFFIXES,
+    Encoding,
+    file_key,
+    may_be_picture,
+    read_image,
+    read_labels,
+    resize_labels,
+    understand,
+)
 
 # %% ../../nbs/07_data.public.ipynb #7c64dd9d
 @dataclass(frozen=True)
@@ -97,13 +106,14 @@ LAYOUTS |= {
 
 # %% ../../nbs/07_data.public.ipynb #ebc7d54b
 def _add(files, name, path, what):
-    "`InputError` for a name that is there already."
-    if name in files:
+    "`InputError` for a name that is there already, or would be on some system."
+    same = files.get(file_key(name))
+    if same:
         raise InputError(
-            f"{path}: {what} of the same name as {files[name]}; expected one for each id: "
+            f"{path}: {what} of the same name as {same[1]}; expected one for each id: "
             "keep one copy of the data set below this folder."
         )
-    files[name] = path
+    files[file_key(name)] = name, path
 
 # %% ../../nbs/07_data.public.ipynb #72fb5d20
 def _sort_files(root, layout):
@@ -112,7 +122,10 @@ def _sort_files(root, layout):
     for path in sorted(root.rglob("*")):
         below = path.relative_to(root)
         text, ending = below.as_posix().lower(), path.suffix.lower()
-        if ending not in (*SUFFIXES, ".mat") or re.search(r"(^|/)(\.|__)", text):
+        if path.is_dir() or re.search(r"(^|/)(\.|__)", text):
+            continue
+        if ending not in (*SUFFIXES, ".mat"):
+            _check_unread(path, text, layout)
             continue
         name = path.stem
         if layout.with_folder:
@@ -121,7 +134,15 @@ def _sort_files(root, layout):
             _add(masks, name, path, "a mask")
         elif ending in SUFFIXES and re.search(layout.is_photo, text):
             _add(images, name, path, "a photograph")
-    return images, masks
+    return dict(images.values()), dict(masks.values())
+
+
+def _check_unread(path, text, layout):
+    "`InputError` for a photograph in a format that is not read."
+    mask = re.search(layout.is_mask, text)
+    if not mask and re.search(layout.is_photo, text) and may_be_picture(path):
+        expected = f"expected {', '.join(SUFFIXES)}: convert it, or move it away"
+        raise InputError(f"{path}: {path.suffix or 'no ending'} is not read; {expected}.")
 
 # %% ../../nbs/07_data.public.ipynb #57e75bbe
 def _all_or_none(photos, wanted):
@@ -141,7 +162,20 @@ def _photos(root, layout, rater):
         own = tuple(masks[name] for name in names if name in masks)
         part = layout.part(path.relative_to(root).as_posix().lower())
         photos.append(Photo(image_id, path, part, own))
+        _check_case(path, [name for name in names if name not in masks], masks)
+    if masks and photos and not any(p.masks for p in photos):
+        wanted, found = (", ".join(some[:3]) for some in (names, list(masks)))
+        said = f"{len(masks)} masks found, such as {found}; expected names such as {wanted}"
+        raise InputError(f"{root}: {said}, after {path.name}: rename them.")
     return photos
+
+
+def _check_case(path, wanted, masks):
+    "`InputError` for a mask whose name differs from the wanted one in case alone."
+    for name in wanted:
+        for other in (m for m in masks if file_key(m) == file_key(name)):
+            said = f"{path}: expected its mask to be called {name}"
+            raise InputError(f"{said}, found {masks[other].name}: rename it.")
 
 # %% ../../nbs/07_data.public.ipynb #72b9c21d
 def find_photos(
@@ -190,10 +224,10 @@ def _read_votes(paths, votes):
                 f"{path}: no pixel with {votes} of 4 votes{where}; expected a region: "
                 "ask for fewer votes, or leave the photograph out."
             )
-    return disc.astype(np.uint8) + cup
+    return understand(paths[0], disc.astype(np.uint8) + cup)[1]
 
 # %% ../../nbs/07_data.public.ipynb #69d6d89f
-def _read_matlab(path):
+def _read_matlab(path, encoding):
     "Labels of ORIGA's MATLAB file."
     from scipy.io import loadmat
 
@@ -209,22 +243,23 @@ def _read_matlab(path):
         raise InputError(
             f"{path}: values {values[:8].tolist()}; expected 0 background, 1 rim, 2 cup."
         )
-    return mask.astype(np.uint8)
+    return understand(path, mask.astype(np.uint8), encoding=encoding)[1]
 
 # %% ../../nbs/07_data.public.ipynb #e8554026
 def read_photo_mask(
     photo: Photo,
     votes: int = 3,  # of four raters, for Drishti-GS1's maps
+    encoding: Encoding = Encoding(),  # what values mean, where masks do not tell
 ) -> np.ndarray | None:  # (H, W) uint8: 0 background, 1 rim, 2 cup; None without masks
     "A photograph's mask, whatever its data set calls a cup; `InputError` names the file."
     if not photo.masks:
         return None
     first = photo.masks[0]
     if first.suffix == ".mat":
-        return _read_matlab(first)
+        return _read_matlab(first, encoding)
     if first.stem.endswith("Softmap"):
         return _read_votes(photo.masks, votes)
-    return read_mask(first) if len(photo.masks) == 1 else read_region_masks(photo.masks)
+    return read_labels(photo.masks, encoding=encoding)
 
 # %% ../../nbs/07_data.public.ipynb #3e1efcbd
 def _field_of_view(small):
@@ -339,6 +374,7 @@ class CropOptions:
     part: str | None = None  # see `find_photos`; None: all
     rater: int = 1  # of RIGA+: 1 to 6
     votes: int = 3  # of Drishti-GS1's four raters, see `read_photo_mask`
+    encoding: Encoding = Encoding()  # what values of masks mean, where they do not tell
 
     def __post_init__(self):
         for name in ("side", "size"):
@@ -382,9 +418,10 @@ def _crop_box(photo, image, mask, side):
     return dict(left=left, top=top, side=side, located_by=by, confidence=round(confidence, 3))
 
 # %% ../../nbs/07_data.public.ipynb #8db2a212
-def _read_pair(photo, votes):
+def _read_pair(photo, options):
     "Image (H, W, 3) and mask (H, W) or None."
-    image, mask = read_image(photo.image), read_photo_mask(photo, votes)
+    image = read_image(photo.image)
+    mask = read_photo_mask(photo, options.votes, options.encoding)
     h, w = image.shape[:2]
     if mask is not None and mask.shape != (h, w):
         raise InputError(
@@ -411,7 +448,7 @@ def _save(path, array, box, size, resize):
 # %% ../../nbs/07_data.public.ipynb #bec6632c
 def _crop(photo, root, out, options):
     "Write one crop; returns its line of the manifest."
-    image, mask = _read_pair(photo, options.votes)
+    image, mask = _read_pair(photo, options)
     box, size = _crop_box(photo, image, mask, options.side), options.size
     file = f"{photo.image_id}.png"
     _save(out / "images" / file, image, box, size, _resize)

@@ -60,8 +60,13 @@ def load_source(profile: Profile) -> Source:
     "The source domain of a profile; every seed has the same split."
     sets = profile.source
     shares = (1 - profile.validation, profile.validation)
-    train, validation = split(load_set(sets.train, profile.size), shares)
-    return Source(sets.name, train, validation, load_set(sets.test, profile.size))
+    labelled = load_set(sets.train, profile.size)
+    train, validation = split(labelled, shares)
+    test = load_set(sets.test, profile.size).apart_from(labelled)
+    if not len(test):
+        expected = "expected other photographs than those of source.train"
+        raise InputError(f"source.test={sets.test!r}: none is left; {expected}.")
+    return Source(sets.name, train, validation, test)
 
 # %% ../../nbs/34_study.pipeline.ipynb #7a19fc46
 @dataclass
@@ -80,7 +85,7 @@ def load_target(profile: Profile, name: str, seed: int) -> Target:
     shots, rest = few_shot(load_set(sets.pool, profile.size), profile.few_shot, seed)
 
     def others(notation):
-        return load_set(notation, profile.size).without(shots.ids) if notation else None
+        return load_set(notation, profile.size).apart_from(shots) if notation else None
 
     return Target(name, shots, others(sets.further) or rest, others(sets.test))
 

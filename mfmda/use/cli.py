@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'EXTRA_OF', 'REFUSED', 'SOME_FAILED', 'UNFORESEEN', 'ProfileName', 'Model', 'Crops', 'AsJson',
-           'Processes', 'main', 'tell_all', 'one_line', 'write_log', 'complain', 'name_failures', 'command', 'profiles',
-           'reproduce', 'find_step', 'check_needs', 'step', 'under_torchrun', 'adapt', 'check_new_run', 'in_words',
-           'segment', 'evaluate', 'translate', 'report', 'export', 'doctor', 'estimate', 'fetch', 'crop']
+           'Regions', 'Nested', 'Processes', 'main', 'tell_all', 'one_line', 'write_log', 'complain', 'name_failures',
+           'command', 'profiles', 'reproduce', 'find_step', 'check_needs', 'step', 'under_torchrun', 'task_of', 'check',
+           'adapt', 'check_new_run', 'in_words', 'segment', 'evaluate', 'translate', 'report', 'export', 'doctor',
+           'estimate', 'fetch', 'crop']
 
 # %% ../../nbs/44_use.cli.ipynb #8bf817c8
+import contextlib
 import json
 import os
 import subprocess
@@ -31,7 +33,7 @@ from mfmda.study.plan import (
     plan,
     run_step,
 )
-from ..study.profiles import ROWS, load_profile, own_steps, profile_names
+from ..study.profiles import ROWS, Layout, load_profile, own_steps, profile_names
 
 # %% ../../nbs/44_use.cli.ipynb #110f2c17
 app = typer.Typer(
@@ -136,6 +138,8 @@ Crops = Annotated[
     Path, typer.Option(help="a folder of square crops, or one with images/ (and masks/)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
+Regions = Annotated[str, typer.Option(help="what labels 1, 2 … stand for: 'rim cup'")]
+Nested = Annotated[bool, typer.Option("--nested", help="each region lies in the last")]
 Processes = Annotated[int, typer.Option(help="of each step, under torchrun: one for each GPU")]
 
 
@@ -177,6 +181,13 @@ def reproduce(  # noqa: PLR0913
     settings = load_profile(name)
     plan(settings, rows=rows.split(), targets=targets.split(), seeds=seeds.split())
     check_processes(settings, processes)
+    checkout = experiments_folder().parents[1]
+    begun = Layout(settings.name, checkout).source_ddpm() / "result.json"
+    if not (dry_run or begun.exists()):
+        from mfmda.study.costs import try_out
+
+        with contextlib.chdir(checkout):
+            try_out(settings)
     chosen = dict(profile=name, rows=rows, targets=targets, seeds=seeds, processes=processes)
     words = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--rerun-incomplete"]
     words += ["--dry-run"] if dry_run else []
@@ -184,7 +195,7 @@ def reproduce(  # noqa: PLR0913
     # quoted; it takes away quotation marks at the ends, so there are blanks
     quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in chosen.items()}
     words += ["--config", *(f"{key}= {value} " for key, value in quoted.items())]
-    done = subprocess.run(words, cwd=experiments_folder().parents[1])
+    done = subprocess.run(words, cwd=checkout)
     return UNFORESEEN if done.returncode else 0
 
 # %% ../../nbs/44_use.cli.ipynb #1fac04ac
@@ -264,6 +275,47 @@ def under_torchrun(step: str, options: dict, processes: int) -> int:
     words = [*launch, "--nproc_per_node", str(processes), *again]
     return UNFORESEEN if subprocess.run(words).returncode else 0
 
+# %% ../../nbs/44_use.cli.ipynb #a6e8d429
+def task_of(regions: str, nested: bool):
+    "The task that two options name; `InputError` for one without the other."
+    from mfmda.data.readers import DISC_CUP, Task
+
+    if nested and not regions:
+        raise InputError(
+            "--nested: says how --regions lie; name these too, or leave both out for disc and cup."
+        )
+    task = Task(regions.split(), nested) if regions else DISC_CUP
+    return DISC_CUP if task.has_cup_ratio else task
+
+
+@command("check clinic --target photos")
+def check(  # noqa: PLR0913
+    folder: Annotated[Path, typer.Argument(help="photographs, or with images/ and masks/")],
+    target: Annotated[Path | None, typer.Option(help="a second camera to compare")] = None,
+    regions: Regions = "",
+    nested: Nested = False,
+    labels: Annotated[
+        str, typer.Option(help="what values mean: background first, '0,1,2'")
+    ] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="a PNG of three photographs with their outlines")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    "Say what a folder holds, how its masks are understood, and what would be refused."
+    from mfmda.data.readers import Encoding
+    from mfmda.use import check as page
+
+    task, encoding = task_of(regions, nested), Encoding(labels or None)
+    scan, other, lines = page.check(folder, target, task, encoding)
+    scans = [scan] if other is None else [scan, other]
+    print(json.dumps([each.as_dict() for each in scans]) if as_json else "\n".join(lines))
+    drawn = page.picture_of(scan, task, encoding) if picture else None
+    if drawn is not None:
+        with outputs(picture.parent, "check", [picture.name], alone=False) as tmp:
+            drawn.save(tmp / picture.name, "PNG")
+    return SOME_FAILED if any(each.refused for each in scans) else 0
+
 # %% ../../nbs/44_use.cli.ipynb #05293733
 @command("adapt --source refuge --target clinic --out run   (refuge/ holds images/ and masks/)")
 def adapt(  # noqa: PLR0913
@@ -280,25 +332,19 @@ def adapt(  # noqa: PLR0913
     like: Annotated[
         Path | None, typer.Option(help="a run to copy the source's networks from")
     ] = None,
-    regions: Annotated[str, typer.Option(help="what labels 1, 2 … stand for: 'rim cup'")] = "",
-    nested: Annotated[
-        bool, typer.Option("--nested", help="each region lies in the last")
-    ] = False,
+    regions: Regions = "",
+    nested: Nested = False,
     budget: Annotated[str, typer.Option(help="how long it may take, such as 30m or 2h")] = "",
     as_json: AsJson = False,
 ):
     "Adapt to a new camera: labelled source images, a few unlabelled target images."
-    from mfmda.data.readers import DISC_CUP, Task
     from mfmda.stage2.segmenter import Segmenter
     from mfmda.study.costs import minutes_of
     from mfmda.use import camera
+    from mfmda.use.check import check as look
     from mfmda.use.folders import check_elsewhere
 
-    if nested and not regions:
-        raise InputError(
-            "--nested: says how --regions lie; name these too, or leave both out for disc and cup."
-        )
-    task = Task(regions.split(), nested) if regions else DISC_CUP
+    task = task_of(regions, nested)
     for given in (source, target):
         check_elsewhere(out, given)
     check_new_run(out)
@@ -306,6 +352,9 @@ def adapt(  # noqa: PLR0913
     start = None if model is None else Segmenter.from_pretrained(model)
     minutes = minutes_of(budget) if budget else None
     say = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+    if all((given / "images").is_dir() for given in (source, target)):
+        for line in look(source, target, task)[2]:
+            say(line)
     own = (seed, foundation, weights, start, task, like, minutes, say)
     segmenter = camera.adapt(source, target, profile, out, *own)
     facts = segmenter.facts["adaptation"]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['logger', 'FLIPS', 'NAME_REFUSED', 'segment_with_flips', 'read_crop', 'read_fitting', 'printable', 'unprintable',
-           'Photograph', 'Files', 'columns', 'measure_regions', 'can_tell', 'distances', 'segment_each', 'enlarged',
-           'mend_labels', 'check_elsewhere', 'write_lines', 'write_picture', 'by_name', 'segment_folder', 'score_each',
-           'mean_scores', 'evaluate', 'FinishedRun', 'open_run', 'translate_folder', 'write_moved', 'translate_batch',
-           'load_segmenter']
+           'Photograph', 'Files', 'tell_unused', 'columns', 'measure_regions', 'can_tell', 'distances', 'segment_each',
+           'enlarged', 'mend_labels', 'check_elsewhere', 'write_lines', 'write_picture', 'by_name', 'segment_folder',
+           'score_each', 'mean_scores', 'evaluate', 'FinishedRun', 'open_run', 'translate_folder', 'write_moved',
+           'translate_batch', 'load_segmenter']
 
 # %% ../../nbs/41_use.folders.ipynb #20d58b6c
 import csv
@@ -28,9 +28,10 @@ from ..core.files import WRITTEN, InputError, outputs, read_json
 from ..core.runtime import derived_seed, pick_device
 from mfmda.data.readers import (
     DISC_CUP,
+    Encoding,
+    FolderFiles,
     Task,
-    find_masks,
-    list_pictures,
+    find_files,
     read_image,
     read_labels,
     resize_labels,
@@ -83,9 +84,11 @@ def read_crop(path: Path, size: int) -> tuple[torch.Tensor, int]:
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255, h
 
 
-def read_fitting(paths: list[Path], photograph: Path, width: int, task: Task) -> np.ndarray:
+def read_fitting(
+    paths: list[Path], photograph: Path, width: int, task: Task, encoding: Encoding
+) -> np.ndarray:
     "A mask (width, width) as large as its photograph."
-    mask = read_labels(paths, task)
+    mask = read_labels(paths, task, encoding)
     if mask.shape != (width, width):
         h, w = mask.shape
         raise InputError(
@@ -120,45 +123,93 @@ class Photograph:
     image: torch.Tensor | None = None  # (3, S, S) in [0, 1], as the network sees it
     mask: np.ndarray | None = None  # (width, width) labels, where there are some
     error: str = ""  # why it cannot be used
+    note: str = ""  # why its mask is not used, where masks may be missing
 
-
+# %% ../../nbs/41_use.folders.ipynb #70d7bfac
 @dataclass
 class Files:
-    "Photographs by name, and for each region (or for all together) their masks by name."
+    "The files of a folder, and how its photographs and masks are read."
 
-    photographs: dict[str, Path]
-    masks: list[dict[str, Path]]
+    found: FolderFiles
     task: Task = DISC_CUP
+    encoding: Encoding = Encoding()
+    must: bool = True  # whether a mask that cannot be used is an error of its photograph
 
     @classmethod
-    def of(cls, folder: Path, task: Task = DISC_CUP, masked: bool = True):
+    def of(
+        cls,
+        folder: Path,
+        task: Task = DISC_CUP,
+        masked: bool = True,  # whether masks are looked for
+        must: bool = True,  # whether every photograph must have one, where there are some
+        encoding: Encoding = Encoding(),
+    ):
         "A folder of photographs, or one that holds them in images/ (and masks/)."
-        inside = Path(folder) / "images"
-        if not inside.is_dir():
-            return cls(list_pictures(Path(folder)), [], task)
-        if not masked:
-            return cls(list_pictures(inside), [], task)
-        return cls(*find_masks(Path(folder), task), task)
+        folder = Path(folder)
+        if not (folder / "images").is_dir():
+            return cls(FolderFiles.flat(folder, task), task)
+        return cls(find_files(folder, task, masked, must), task, encoding, must)
+
+    @property
+    def masks(self) -> list[dict[str, Path]]:
+        "For each region (or for all together) the masks by name; none for unlabelled folders."
+        return self.found.masks
+
+    def some(self, names: list[str]) -> "Files":
+        "The photographs called `names`, without masks."
+        images = {name: self.found.images[name] for name in names}
+        return Files(FolderFiles(self.found.folder, images, [], {}, []), self.task)
+
+    def unread(self) -> list[Photograph]:
+        "Pictures of a kind or at a place that is not read, each with its reason."
+        folder, photographs = self.found.folder, []
+        for path, why in self.found.unread.items():
+            name = path.relative_to(folder).as_posix().removeprefix("images/")
+            photographs.append(Photograph(name, error=f"{path}: {why}."))
+        return photographs
+
+    def _mask(self, name, path, width):
+        "The mask of a photograph; `InputError` where it has none, or one that does not fit."
+        paths = self.found.mask_paths(name)
+        if len(paths) < len(self.masks):
+            raise InputError(f"{path}: it has no mask in {self.found.folder}.")
+        return read_fitting(paths, path, width, self.task, self.encoding)
 
     def read(self, name: str, size: int) -> Photograph:
         "One photograph with its mask, or with the reason why it cannot be used."
-        path = self.photographs[name]
+        path = self.found.images[name]
         if printable(name) != name:
             return Photograph(printable(name), error=unprintable(path))
         try:
             image, width = read_crop(path, size)
-            mask = None
-            if self.masks:
-                mask = read_fitting([m[name] for m in self.masks], path, width, self.task)
         except InputError as error:
             return Photograph(name, error=str(error))
-        return Photograph(name, width, image, mask)
+        if not self.masks:
+            return Photograph(name, width, image)
+        try:
+            return Photograph(name, width, image, self._mask(name, path, width))
+        except InputError as error:
+            if self.must:
+                return Photograph(name, error=str(error))
+            return Photograph(name, width, image, note=str(error))
 
     def batches(self, size: int, batch: int) -> Iterator[list[Photograph]]:
-        "All photographs, so many at a time."
-        names = list(self.photographs)
+        "All photographs, so many at a time; those that are not read come last."
+        names = list(self.found.images)
         for k in range(0, len(names), batch):
             yield [self.read(name, size) for name in names[k : k + batch]]
+        if unread := self.unread():
+            yield unread
+
+# %% ../../nbs/41_use.folders.ipynb #3622d779
+def tell_unused(files: Files, notes: list[str], instead: str):
+    "A warning that some masks of an unlabelled folder are not used."
+    folder, n = files.found.folder, len(files.found.images)
+    if files.found.note:
+        logger.warning("its masks are not used (%s); %s.", files.found.note, instead)
+    elif notes:
+        found = f"{folder}: {len(notes)} of {n} photographs have no mask that can be used"
+        logger.warning("%s (%s); %s.", found, notes[0], instead)
 
 # %% ../../nbs/41_use.folders.ipynb #3e782bac
 def columns(task: Task, tidied: bool = False) -> list[str]:
@@ -293,7 +344,7 @@ def segment_folder(
         check_nested(segmenter.task)
     files = Files.of(Path(images), masked=False)
     check_elsewhere(out, images, ["masks"])
-    names = [f"masks/{name}.png" for name in files.photographs]
+    names = [f"masks/{name}.png" for name in files.found.images]
     rows = []
     with outputs(out, "segment", ["segmentation.csv", *names]) as tmp:
         for row, labels in segment_each(segmenter, files, batch, mend):
@@ -310,8 +361,10 @@ def score_each(segmenter: Segmenter, files: Files, batch: int) -> Iterator[dict]
     "For each labelled photograph its name, `folder_columns`, and whether it is far; or its error."
     size, known = segmenter.facts.get("size", 48), can_tell(segmenter)
     for photographs in files.batches(size, batch):
-        good = [p for p in photographs if not p.error]
-        yield from (dict(image=p.name, error=p.error) for p in photographs if p.error)
+        good = [p for p in photographs if p.mask is not None]
+        for p in photographs:
+            if p.mask is None:
+                yield dict(image=p.name, error=p.error, note=p.note)
         if not good:
             continue
         images = torch.stack([p.image for p in good])
@@ -343,15 +396,17 @@ def evaluate(
     | Path,  # a folder with images/ and masks/, or a masks_<region>/ for each region
     out: str | Path | None = None,  # scores.csv (an image a line) and means.csv appear here
     batch: int = 32,
+    encoding: Encoding = Encoding(),  # what values of its masks mean, where they do not tell
 ) -> tuple[list[dict], dict]:  # a line an image; for each score mean, low, high, images
     "Score a segmenter on labelled photographs. `InputError` for a folder without masks."
     task = segmenter.task
-    files = Files(*find_masks(Path(images), task), task)
+    files = Files(find_files(Path(images), task), task, encoding)
     if not files.masks:
         each = " and ".join(f"masks_{region}/" for region in task.regions)
+        there = ", ".join(path.name for path in files.found.others if path.is_dir())
         raise InputError(
-            f"{images}: it has no masks; expected images/ and masks/, or {each}: "
-            "without masks there is `segment_folder`."
+            f"{images}: it has no masks (other folders: {there or 'none'}); expected images/ and "
+            f"masks/, or {each}: without masks there is `segment_folder`."
         )
     if out is None:
         return _scored(segmenter, files, batch)
@@ -402,7 +457,7 @@ def open_run(run: Path) -> FinishedRun:
             f"{run}: run.json and the segmenter are not those of one run of adapt ({error}); give "
             "its folder as adapt left it."
         ) from None
-    shots = load_folder(run / "shots", profile.size).by_id(shot_names).images
+    shots = load_folder(run / "shots", profile.size, masked=False).by_id(shot_names).images
     device = pick_device(profile.device)
     models = [load_fused(run / name).to(device) for name in (f"adapted/step{step}", "ddpm")]
     translator = Translator(*models, shots, find_discs(segmenter, shots))
@@ -415,16 +470,19 @@ def translate_folder(
     out: str | Path,  # images/<name>.png (and masks/<name>.png) and translation.csv appear here
     seed: int = 0,  # which of the ten lends its palette to which image
     batch: int = 64,
+    encoding: Encoding = Encoding(),  # what values of its masks mean, where they do not tell
 ) -> list[dict]:  # a line a photograph: image, found (a region to segment), error
-    "Translate a folder of source images into the target's style."
+    "Translate a folder of images into the target's style, with what masks can be used."
     done = open_run(Path(run))
-    size, files = done.profile.size, Files.of(Path(images), done.segmenter.task)
+    size, task = done.profile.size, done.segmenter.task
+    files = Files.of(Path(images), task, must=False, encoding=encoding)
     kinds = ["images", "masks"] if files.masks else ["images"]
     check_elsewhere(out, images, kinds)
-    names = [f"{kind}/{name}.png" for kind in kinds for name in files.photographs]
-    rows = []
+    names = [f"{kind}/{name}.png" for kind in kinds for name in files.found.images]
+    rows, notes = [], []
     with outputs(out, "translate", ["translation.csv", *names]) as tmp:
         for k, photographs in enumerate(files.batches(size, batch)):
+            notes += [p.note for p in photographs if p.note]
             rows += [
                 dict(image=p.name, found="", error=p.error) for p in photographs if p.error
             ]
@@ -434,6 +492,7 @@ def translate_folder(
                 rows += [write_moved(tmp, size, *each) for each in zip(good, *moved)]
         rows = by_name(rows)
         write_lines(tmp / "translation.csv", ["image", "found", "error"], rows)
+    tell_unused(files, notes, "their regions were found by the run's segmenter")
     return rows
 
 
@@ -450,11 +509,14 @@ def write_moved(folder: Path, size: int, photograph: Photograph, pixels, disc) -
 def translate_batch(done: FinishedRun, photographs: list[Photograph], seed: int):
     "Photographs in target style (B, S, S, 3) uint8, and their discs (B, S, S)."
     images = torch.stack([p.image for p in photographs])
-    if photographs[0].mask is None:
+    if any(p.mask is None for p in photographs):
         discs = find_discs(done.segmenter, (images * 255).round().to(torch.uint8))
     else:
-        labels = [resize_labels(p.mask, done.profile.size) for p in photographs]
-        discs = torch.from_numpy(np.stack(labels)) > 0
+        discs = torch.zeros(len(images), *images.shape[-2:], dtype=torch.bool)
+    for k, p in enumerate(photographs):
+        if p.mask is not None:
+            labels = resize_labels(p.mask, done.profile.size)
+            discs[k] = torch.from_numpy(labels) > 0
     recipe = done.profile.recipes["default"].replace(generated_fraction=1.0)
     run = run_options(done.profile, seed)
     moved = translate(done.translator, images, recipe, run, discs)

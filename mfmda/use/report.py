@@ -20,7 +20,7 @@ from PIL import Image, ImageColor
 from scipy.ndimage import binary_erosion
 
 from ..core.files import InputError, outputs
-from ..data.readers import DISC_CUP, Task, read_image, resize_labels
+from ..data.readers import DISC_CUP, Encoding, Task, read_image, resize_labels
 from ..data.sets import outline_colours
 from ..stage2.segmenter import Segmenter
 from mfmda.use.folders import (
@@ -30,6 +30,7 @@ from mfmda.use.folders import (
     mean_scores,
     score_each,
     segment_each,
+    tell_unused,
 )
 
 # %% ../../nbs/42_use.report.ipynb #5e92de30
@@ -218,13 +219,13 @@ def with_outlines(
     segmenter: Segmenter, files: Files, rows: list[dict]
 ) -> list[tuple[dict, str]]:
     "Photographs with the outlines of what was found in them, in the order of their rows."
-    shown = {row["image"]: files.photographs[row["image"]] for row in rows}
-    again = segment_each(segmenter, Files(shown, [], files.task), batch=32)
+    shown = files.some([row["image"] for row in rows])
+    again = segment_each(segmenter, shown, batch=32)
     labels = {row["image"]: found for row, found in again}
     pictures = []
     for row in rows:
         name = row["image"]
-        picture = outlined(read_image(shown[name]), labels[name], task=files.task)
+        picture = outlined(read_image(shown.found.images[name]), labels[name], task=files.task)
         pictures.append((row, data_uri(picture)))
     return pictures
 
@@ -233,7 +234,7 @@ def summary(segmenter: Segmenter, files: Files, rows: list[dict], most: int) -> 
     "What a report says about photographs, by the names of the template."
     task = segmenter.task
     good = [row for row in rows if not row["error"]]
-    scored = good if files.masks else []
+    scored = [row for row in good if f"{task.regions[0]}_dice" in row]
     found = {name: sum(row[f"{name}_area"] > 0 for row in good) for name in task.regions}
     return dict(
         title=task.words.capitalize(),
@@ -246,7 +247,7 @@ def summary(segmenter: Segmenter, files: Files, rows: list[dict], most: int) -> 
         shown=with_outlines(segmenter, files, look_first(good, most)),
         scores=mean_scores(scored, task),
         reliability=reliability(scored, task) if scored else None,
-        errors=[row["error"] for row in rows if row["error"]],
+        errors=[row["error"] or row["note"] for row in rows if row["error"] or row.get("note")],
     )
 
 # %% ../../nbs/42_use.report.ipynb #1471e8f1
@@ -261,6 +262,7 @@ def report(
     images: str | Path,  # photographs, or a folder with images/ (and masks/)
     out: str | Path,  # the HTML file
     most: int = 24,  # photographs that are shown: far ones first, then those of least confidence
+    encoding: Encoding = Encoding(),  # what values of its masks mean, where they do not tell
 ) -> list[dict]:  # the lines of `segment_folder`, with `score_columns` where there are masks
     "One HTML file about a segmenter and what it says of a folder; `InputError` for bad paths."
     segmenter, out = load_segmenter(model), Path(out)
@@ -268,7 +270,7 @@ def report(
         raise InputError(f"most={most}: expected 0 or more photographs.")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of an HTML file.")
-    files = Files.of(images, segmenter.task)
+    files = Files.of(images, segmenter.task, must=False, encoding=encoding)
     check_elsewhere(out, images)
     with outputs(out.parent, "report", [out.name], alone=False) as tmp:
         rows = _rows(segmenter, files)
@@ -276,6 +278,8 @@ def report(
         values |= dict(model=about(segmenter, model), training=_training_picture(segmenter))
         page = render(**values, adaptation=in_words(segmenter))
         (tmp / out.name).write_text(page, encoding="utf-8", errors="backslashreplace")
+    notes = [row["note"] for row in rows if row.get("note")]
+    tell_unused(files, notes, "they are not scored")
     return rows
 
 
