@@ -653,7 +653,7 @@ def _any_camera(rng):
     green = red * rng.uniform(0.3, 0.9)
     blue = green * rng.uniform(0.15, 1.05)
     return CameraStyle(
-        f"drawn_{rng.integers(2**32):08x}",
+        f"random_{rng.integers(2**32):08x}",
         colour=(red, green, blue),
         exposure=rng.uniform(0.02, 0.15),
         tint=tuple(rng.uniform(0.02, 0.1, 3).tolist()),
@@ -693,7 +693,8 @@ def find_style(
     if isinstance(camera, str) and camera in CAMERAS:
         return CAMERAS[camera]
     kind, _, n = str(camera).rpartition("_")
-    if kind == "random" and n.isdecimal():
+    # eight digits are the own name of a camera that `random_camera` drew
+    if kind == "random" and n.isdecimal() and len(n) < 8:
         return random_camera(np.random.default_rng(int(n)))
     known = f"{', '.join(CAMERAS)}, random_<n>, or a CameraStyle"
     raise InputError(f"camera={camera!r}: no such phantom camera; expected one of {known}.")
