@@ -241,6 +241,7 @@ def write_odd_names(folder):
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:50])
     return {r"g\udcfcnther", r"two\nlines", "gone", "cut"}
 
+
 @pytest.mark.parametrize("command", ["segment", "report", "translate"])
 def test_one_bad_file_is_one_line(model, tmp_path, capsys, monkeypatch, command):  # noqa: F811
     "The others are finished, whatever their names, and the exit status says that some failed."
