@@ -22,7 +22,6 @@ from mfmda.data.readers import (
     read_labels,
 )
 from ..data.scan import FolderScan, in_words, scan_folder, shared
-from .report import outlined
 
 # %% ../../nbs/44_use.check.ipynb #1fb168b3
 def find(folder: str | Path, task: Task = DISC_CUP) -> FolderFiles:
@@ -37,6 +36,8 @@ def picture_of(
     scan: FolderScan, task: Task = DISC_CUP, encoding: Encoding = Encoding()
 ) -> Image.Image | None:
     "Three photographs with the outlines of their masks, side by side; None without masks."
+    from mfmda.use.report import outlined  # of an extra of its own
+
     files, good = find(scan.folder, task), [look.name for look in scan.used if look.reading]
     if not good:
         return None
