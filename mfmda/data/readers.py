@@ -556,6 +556,20 @@ class FolderFiles:
     note: str = ""  # why no masks are used, where they need not be
 
     @classmethod
+    def of(
+        cls,
+        folder: str | Path,  # photographs, or a folder that holds them in images/ (and masks)
+        task: Task = DISC_CUP,
+        masked: bool = True,
+        must: bool = True,
+    ) -> "FolderFiles":
+        "`find_files` where there is images/, else `flat`."
+        folder = Path(folder)
+        if (folder / "images").is_dir():
+            return find_files(folder, task, masked, must)
+        return cls.flat(folder, task)
+
+    @classmethod
     def flat(cls, folder: Path, task: Task = DISC_CUP) -> "FolderFiles":
         "A folder of photographs alone, without images/."
         own = tuple(f"masks_{region}" for region in task.regions)

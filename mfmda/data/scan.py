@@ -22,7 +22,6 @@ from mfmda.data.readers import (
     Encoding,
     FolderFiles,
     Task,
-    find_files,
     read_image,
     read_with_convention,
 )
@@ -159,10 +158,7 @@ def scan_folder(
 ) -> FolderScan:
     "Look at every file of a folder; `InputError` only where there is no photograph at all."
     folder = Path(folder)
-    if (folder / "images").is_dir():
-        files = find_files(folder, task, masked, must=False)
-    else:
-        files = FolderFiles.flat(folder, task)
+    files = FolderFiles.of(folder, task, masked, must=False)
     look = partial(look_at, files=files, task=task, encoding=encoding)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         looks = list(pool.map(look, files.images))

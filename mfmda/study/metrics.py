@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CORNERS', 'score_columns', 'scores_in', 'overlap', 'surface_distances', 'scored_ratio', 'is_star_convex',
-           'shape_faults', 'score_image', 'enlarge', 'score_prediction', 'pixel_columns', 'folder_columns',
-           'folder_scores', 'score_set']
+           'shape_faults', 'score_image', 'enlarge', 'predicted_regions', 'score_prediction', 'pixel_columns',
+           'folder_columns', 'folder_scores', 'score_set']
 
 # %% ../../nbs/30_study.metrics.ipynb #246c09c4
 import numpy as np
@@ -164,19 +164,27 @@ def enlarge(
     return F.interpolate(small, shape, mode="bilinear", align_corners=False)[0]
 
 
-def score_prediction(
-    probabilities: torch.Tensor,  # (C, S, S) in [0, 1], the regions of the task
-    mask: np.ndarray,  # (h, w) labels as stored
-    task: Task = DISC_CUP,
-) -> dict[str, float]:  # keys are `score_columns(task)`
-    "All scores of one image by the protocol; `InputError` for what are no probabilities."
+def predicted_regions(
+    probabilities: torch.Tensor,  # (C, S, S) in [0, 1]
+    shape: tuple,  # (h, w) of the stored mask
+) -> np.ndarray:  # (C, h, w) bool
+    "What is predicted at the size of a mask; `InputError` for what are no probabilities."
     p = probabilities
     if not (p.isfinite().all() and 0 <= p.min() and p.max() <= 1):
         raise InputError(
             "probabilities: found values outside [0, 1] or not finite; "
             "expected probabilities, so apply a sigmoid to logits."
         )
-    return score_image((enlarge(p, mask.shape) > 0.5).numpy(), mask, task)
+    return (enlarge(p, shape) > 0.5).numpy()
+
+
+def score_prediction(
+    probabilities: torch.Tensor,  # (C, S, S) in [0, 1], the regions of the task
+    mask: np.ndarray,  # (h, w) labels as stored
+    task: Task = DISC_CUP,
+) -> dict[str, float]:  # keys are `score_columns(task)`
+    "All scores of one image by the protocol; `InputError` for what are no probabilities."
+    return score_image(predicted_regions(probabilities, mask.shape), mask, task)
 
 # %% ../../nbs/30_study.metrics.ipynb #7c4cd791
 _DISTANCES = "hd95", "assd"
@@ -209,9 +217,9 @@ def folder_scores(
     task: Task = DISC_CUP,
 ) -> dict[str, float]:  # keys are `folder_columns(task)`
     "`score_prediction`, distances as shares of the diagonal, and false alarms."
-    row = score_prediction(probabilities, mask, task)
+    predicted = predicted_regions(probabilities, mask.shape)
+    row = score_image(predicted, mask, task)
     row |= {f"{n}_share": row[n] / float(np.hypot(*mask.shape)) for n in pixel_columns(task)}
-    predicted = (enlarge(probabilities, mask.shape) > 0.5).numpy()
     for name, p, r in zip(task.regions, predicted, task.to_regions(mask)):
         row |= _alarms(name, p, r)
     return {column: row[column] for column in folder_columns(task)}

@@ -259,7 +259,7 @@ def dry_pass(run: Adaptation, target: FundusSet, model: Segmenter | None = None)
     device, once = pick_device(p.device), dict(steps=1)
     if device.type == "cpu":
         once |= dict(batch=2)  # a GPU's memory is tried with whole batches
-    options = RunOptions(run.seed, p.precision, p.device, label="dry pass")
+    options = run_options(p, run.seed, label="dry pass")
     with contextlib.redirect_stderr(io.StringIO()):
         network = copy.deepcopy(model.network) if model else fresh_network(run, pretrain=False)
         tuning = p.segment.replace(**once, statistics="running")

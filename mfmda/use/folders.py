@@ -145,10 +145,7 @@ class Files:
         encoding: Encoding = Encoding(),
     ):
         "A folder of photographs, or one that holds them in images/ (and masks/)."
-        folder = Path(folder)
-        if not (folder / "images").is_dir():
-            return cls(FolderFiles.flat(folder, task), task)
-        return cls(find_files(folder, task, masked, must), task, encoding, must)
+        return cls(FolderFiles.of(folder, task, masked, must), task, encoding, must)
 
     @property
     def masks(self) -> list[dict[str, Path]]:
