@@ -1,6 +1,7 @@
 """Folders as people have them: what a mask's values mean, files that are not read, photographs
 under two names, targets with masks. Labels come out right, or the file is named."""
 
+import csv
 import json
 import logging
 import os
@@ -371,6 +372,68 @@ def test_masks_of_another_rater(tmp_path, capsys):
     assert main(words) == 2
     error = capsys.readouterr().err
     assert "such as images_eye0-1; expected names such as images_eye0-2" in error
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def blank(path):
+    Image.new("RGB", (96, 96)).save(path)
+
+
+def called_by_a_byte(path):
+    path.rename(path.with_name(os.fsdecode(b"g\xfcnther.png")))
+
+
+@pytest.mark.parametrize("spoil", [damaged, blank, called_by_a_byte])
+def test_one_photograph_that_cannot_be_cropped(tmp_path, capsys, spoil):
+    "It is a line of the manifest with its error; the others are cropped, and the status says so."
+    root, out = tmp_path / "root", tmp_path / "out"
+    write_set(root, 3, 96, masks=False)
+    spoil(root / "images" / "eye1.png")
+    words = f"data crop --layout folder --root {root} --out {out} --side 64".split()
+    assert main(words) == 3
+    said = capsys.readouterr()
+    assert "3 photographs found, 0 with masks" in said.out
+    with open(out / "manifest.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    (error,) = [line["error"] for line in lines if line["error"]]
+    assert len(lines) == 3 and " ".join(error.split()) in said.err
+    assert sorted(p.name for p in (out / "images").iterdir()) == ["eye0.png", "eye2.png"]
+
+
+def test_crops_of_which_none_can_be_made(tmp_path, capsys):
+    root, out = tmp_path / "root", tmp_path / "out"
+    write_set(root, 2, 96, masks=False)
+    for name in ("eye0", "eye1"):
+        blank(root / "images" / f"{name}.png")
+    words = f"data crop --layout folder --root {root} --out {out} --side 64".split()
+    assert main(words) == 2 and not out.exists()
+    assert "eye0.png: the picture is dark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate", "report"])
+def test_what_a_folder_holds_is_told_first(model, tmp_path, capsys, command):
+    "Which photographs are used, and how masks that do not tell themselves are to be read."
+    folder, out = tmp_path / "set", tmp_path / "out.html"
+    truth = write_set(folder, 3)
+    rewrite(folder, truth, with_values((2, 1, 0)))
+    words = [command, "--model", model, "--images", folder, "--out", out]
+    given = [] if command == "segment" else ["--labels", "2,1,0"]
+    assert main([str(w) for w in (*words, *given)]) == 0
+    said = capsys.readouterr().out
+    masked = 0 if command == "segment" else 3
+    assert said.startswith(f"{folder}: 3 pictures found, 3 used, {masked} with masks")
+    assert ("masks read as the given labels (3)" in said) == bool(masked)
+
+
+def test_softened_masks_are_scored_with_a_threshold(model, tmp_path, capsys):
+    folder, words = tmp_path / "set", ["evaluate", "--model", str(model)]
+    rewrite(folder, write_set(folder, 3), smooth)
+    words += ["--images", str(folder)]
+    assert main(words) == 3 and "give threshold" in capsys.readouterr().err
+    assert main([*words, "--threshold", "--labels", "0,128,255"]) == 0
 
 
 def test_mask_names_and_folders_in_another_case(tmp_path):

@@ -94,7 +94,9 @@ def _decode(path):
         data = Path(path).read_bytes()
         _verify(data)
         with Image.open(io.BytesIO(data)) as opened:
-            return ImageOps.exif_transpose(opened)
+            opened.load()
+            ImageOps.exif_transpose(opened, in_place=True)
+            return opened
     except _DAMAGED as error:
         remedy = "it is truncated, damaged or no picture: copy it again"
         raise InputError(f"{path}: cannot be decoded ({error}); {remedy}.") from error
@@ -113,7 +115,7 @@ def read_image(
     if image.mode[-1] == "A" and image.getchannel("A").getextrema()[0] < 255:
         expected = "expected an opaque photograph: flatten it first"
         raise InputError(f"{path}: some pixels are transparent; {expected}.")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 # %% ../../nbs/05_data.readers.ipynb #fec33fa2
 # values of background, rim, cup
@@ -169,7 +171,7 @@ class Encoding:
             names = ", ".join(_label_names(task))
             given = ",".join(map(str, self.labels))
             raise InputError(f"labels={given}: expected a value for each of {names}.")
-        return {"as given": self.labels}
+        return {"the given labels": self.labels}
 
 # %% ../../nbs/05_data.readers.ipynb #dec895e7
 def _is_jpeg(path):
@@ -210,7 +212,7 @@ def _read_values(path):
 def _values_in(values):
     "The different values of a picture, in order."
     if values.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).astype(np.uint8)
+        return np.flatnonzero(Image.fromarray(values).histogram()).astype(np.uint8)
     return np.unique(values)
 
 
@@ -348,7 +350,7 @@ def understand(
     if not fits or two_of_three:
         raise _unknown(path, values, task, encoding)
     if encoding.labels:
-        return "as given", _with_labels(values, encoding.labels)
+        return "the given labels", _with_labels(values, encoding.labels)
     for kind, table in fits.items():
         if not _fault(values, table, task):
             return kind, _with_labels(values, table)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'CORNERS', 'score_columns', 'scores_in', 'overlap', 'surface_distances', 'scored_ratio', 'is_star_convex',
            'shape_faults', 'score_image', 'enlarge', 'predicted_regions', 'score_prediction', 'pixel_columns',
-           'folder_columns', 'folder_scores', 'score_set']
+           'folder_columns', 'folder_scores', 'score_set', 'mean_dice']
 
 # %% ../../nbs/30_study.metrics.ipynb #246c09c4
 import numpy as np
@@ -244,3 +244,13 @@ def score_set(
     for name, p, mask in zip(dataset.ids, probabilities, dataset.stored_masks):
         rows.append(dict(image=name) | score_prediction(p, mask, task))
     return pd.DataFrame(rows, columns=["image", *score_columns(task)])
+
+
+def mean_dice(
+    probabilities: torch.Tensor,  # of `score_set`
+    dataset: FundusSet,
+) -> dict[str, float]:  # `<region>_dice` of each region, and their mean as `mean_dice`
+    "Mean Dice over the images of a set."
+    scores = score_set(probabilities, dataset)
+    each = {f"{name}_dice": scores[f"{name}_dice"].mean() for name in dataset.task.regions}
+    return each | dict(mean_dice=sum(each.values()) / len(each))

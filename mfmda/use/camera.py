@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ON_THE_SOURCE', 'WORTH_TRAINING', 'check_inputs', 'check_regions', 'check_size', 'load_inputs', 'differences',
-           'claim_folder', 'take_over', 'Adaptation', 'train_scorer', 'train_source_model', 'fresh_network',
-           'stage1_data', 'dry_pass', 'shot_discs', 'judged_by', 'adapt_model', 'best_kept', 'training_curve',
-           'translated_pairs', 'stage_1', 'keep_images', 'criteria', 'known_mean', 'warnings_of', 'unit', 'nearest',
-           'feature_bank', 'ood_distance', 'fit_to_time', 'adapt', 'sheet_of', 'origin_of', 'known_by']
+           'check_new_run', 'claim_folder', 'take_over', 'Adaptation', 'train_scorer', 'train_source_model',
+           'fresh_network', 'stage1_data', 'dry_pass', 'shot_discs', 'judged_by', 'adapt_model', 'best_kept',
+           'training_curve', 'translated_pairs', 'stage_1', 'keep_images', 'criteria', 'known_mean', 'warnings_of',
+           'unit', 'nearest', 'feature_bank', 'ood_distance', 'fit_to_time', 'adapt', 'sheet_of', 'origin_of',
+           'known_by']
 
 # %% ../../nbs/40_use.camera.ipynb #1db49d13
 import contextlib
@@ -150,6 +151,16 @@ def differences(run: Path, sheet: dict) -> list[str]:
     "In which entries the sheet of a run is not `sheet`."
     told, asked = read_json(run / "run.json"), json.loads(json.dumps(sheet))
     return [name for name, value in asked.items() if told.get(name) != value]
+
+
+def check_new_run(folder: Path):
+    "`InputError` where a folder holds files that are not those of a run."
+    holds = folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir())
+    if holds and not (folder / "run.json").exists():
+        raise InputError(
+            f"{folder}: holds files, and no run of adapt; they would lie among those of the run: "
+            "give a new folder."
+        )
 
 
 def claim_folder(folder: Path, sheet: dict):
@@ -565,6 +576,7 @@ def adapt(  # noqa: PLR0913
     check_seed(seed)
     check_inputs(source, target, p, model)
     target = target.without_masks()
+    check_new_run(folder)
     check_writable(folder)
     minutes = budget or p.budget
     sheet = sheet_of(source, target, p, seed, foundation, model) | dict(budget=minutes)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'EXTRA_OF', 'REFUSED', 'SOME_FAILED', 'UNFORESEEN', 'ProfileName', 'Model', 'Crops', 'AsJson',
-           'Regions', 'Nested', 'Processes', 'main', 'tell_all', 'one_line', 'write_log', 'complain', 'name_failures',
-           'command', 'profiles', 'reproduce', 'find_step', 'check_needs', 'step', 'under_torchrun', 'task_of', 'check',
-           'adapt', 'check_new_run', 'in_words', 'segment', 'evaluate', 'translate', 'report', 'export', 'doctor',
-           'estimate', 'fetch', 'crop']
+           'Regions', 'Nested', 'Labels', 'Threshold', 'Processes', 'main', 'tell_all', 'one_line', 'write_log',
+           'complain', 'name_failures', 'command', 'profiles', 'reproduce', 'find_step', 'check_needs', 'step',
+           'under_torchrun', 'task_of', 'encoding_of', 'look_first', 'speaker', 'check', 'adapt', 'in_words', 'segment',
+           'evaluate', 'translate', 'report', 'export', 'doctor', 'estimate', 'fetch', 'crop']
 
 # %% ../../nbs/45_use.cli.ipynb #8bf817c8
 import contextlib
@@ -140,6 +140,13 @@ Crops = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
 Regions = Annotated[str, typer.Option(help="what labels 1, 2 … stand for: 'rim cup'")]
 Nested = Annotated[bool, typer.Option("--nested", help="each region lies in the last")]
+Labels = Annotated[
+    str, typer.Option(help="what values of masks mean: background first, '0,1,2'")
+]
+Threshold = Annotated[
+    bool,
+    typer.Option("--threshold", help="softened masks: a value between labels is the nearest"),
+]
 Processes = Annotated[int, typer.Option(help="of each step, under torchrun: one for each GPU")]
 
 
@@ -288,25 +295,43 @@ def task_of(regions: str, nested: bool):
     return DISC_CUP if task.has_cup_ratio else task
 
 
+def encoding_of(labels: str, threshold: bool):
+    "How masks are written, of two options."
+    from mfmda.data.readers import Encoding
+
+    return Encoding(labels or None, threshold)
+
+
+def look_first(say, folder: Path, *how, most: int = 3):
+    "Tell what a folder holds and how its masks are understood, before anything is done with it."
+    from mfmda.data import scan
+
+    for line in scan.in_words(scan.scan_folder(folder, *how), most):
+        say(line)
+
+
+def speaker(as_json: bool):
+    "say(line): to standard output, unless JSON stands there."
+    return partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
 @command("check clinic --target photos")
 def check(  # noqa: PLR0913
     folder: Annotated[Path, typer.Argument(help="photographs, or with images/ and masks/")],
     target: Annotated[Path | None, typer.Option(help="a second camera to compare")] = None,
     regions: Regions = "",
     nested: Nested = False,
-    labels: Annotated[
-        str, typer.Option(help="what values mean: background first, '0,1,2'")
-    ] = "",
+    labels: Labels = "",
+    threshold: Threshold = False,
     picture: Annotated[
         Path | None, typer.Option(help="a PNG of three photographs with their outlines")
     ] = None,
     as_json: AsJson = False,
 ) -> int:
     "Say what a folder holds, how its masks are understood, and what would be refused."
-    from mfmda.data.readers import Encoding
     from mfmda.use import check as page
 
-    task, encoding = task_of(regions, nested), Encoding(labels or None)
+    task, encoding = task_of(regions, nested), encoding_of(labels, threshold)
     scan, other, lines = page.check(folder, target, task, encoding)
     scans = [scan] if other is None else [scan, other]
     print(json.dumps([each.as_dict() for each in scans]) if as_json else "\n".join(lines))
@@ -334,6 +359,8 @@ def adapt(  # noqa: PLR0913
     ] = None,
     regions: Regions = "",
     nested: Nested = False,
+    labels: Labels = "",
+    threshold: Threshold = False,
     budget: Annotated[str, typer.Option(help="how long it may take, such as 30m or 2h")] = "",
     as_json: AsJson = False,
 ):
@@ -344,18 +371,18 @@ def adapt(  # noqa: PLR0913
     from mfmda.use.check import check as look
     from mfmda.use.folders import check_elsewhere
 
-    task = task_of(regions, nested)
+    task, encoding = task_of(regions, nested), encoding_of(labels, threshold)
     for given in (source, target):
         check_elsewhere(out, given)
-    check_new_run(out)
+    camera.check_new_run(out)
     check_writable(out, make=False)
     start = None if model is None else Segmenter.from_pretrained(model)
     minutes = minutes_of(budget) if budget else None
-    say = partial(print, file=sys.stderr if as_json else sys.stdout, flush=True)
+    say = speaker(as_json)
     if all((given / "images").is_dir() for given in (source, target)):
-        for line in look(source, target, task)[2]:
+        for line in look(source, target, task, encoding)[2]:
             say(line)
-    own = (seed, foundation, weights, start, task, like, minutes, say)
+    own = (seed, foundation, weights, start, task, like, minutes, say, encoding)
     segmenter = camera.adapt(source, target, profile, out, *own)
     facts = segmenter.facts["adaptation"]
     if as_json:
@@ -364,16 +391,6 @@ def adapt(  # noqa: PLR0913
         print(in_words(facts, out / "segmenter"))
 
 # %% ../../nbs/45_use.cli.ipynb #0c67be4b
-def check_new_run(folder: Path):
-    "`InputError` where a folder holds files that are not those of a run."
-    holds = folder.is_dir() and any(p.name[0] != "." for p in folder.iterdir())
-    if holds and not (folder / "run.json").exists():
-        raise InputError(
-            f"{folder}: holds files, and no run of adapt; they would lie among those of the run: "
-            "give a new folder."
-        )
-
-
 def in_words(facts: dict, folder: Path) -> str:
     "What an adaptation came to."
     lines = [f"\nsegmenter: {folder}"]
@@ -396,7 +413,9 @@ def segment(
     "Segment a folder of photographs: masks, areas, cup-to-disc ratios, confidence."
     from mfmda.use.folders import load_segmenter, segment_folder
 
-    rows = segment_folder(load_segmenter(model), images, out, mend=tidy)
+    segmenter = load_segmenter(model)
+    look_first(speaker(as_json), images, segmenter.task, False)
+    rows = segment_folder(segmenter, images, out, mend=tidy)
     if as_json:
         print(json.dumps(rows))
         return name_failures(rows)
@@ -418,12 +437,16 @@ def evaluate(
     model: Model,
     images: Annotated[Path, typer.Option(help="folder with images/ and masks/")],
     out: Annotated[Path | None, typer.Option(help="for scores.csv and means.csv")] = None,
+    labels: Labels = "",
+    threshold: Threshold = False,
     as_json: AsJson = False,
 ) -> int:
     "Score a segmenter on photographs with masks: each image, and means with 95 % intervals."
     from mfmda.use import folders
 
-    rows, means = folders.evaluate(folders.load_segmenter(model), images, out)
+    segmenter, encoding = folders.load_segmenter(model), encoding_of(labels, threshold)
+    look_first(speaker(as_json), images, segmenter.task, True, encoding)
+    rows, means = folders.evaluate(segmenter, images, out, encoding=encoding)
     if as_json:
         print(json.dumps(dict(images=rows, means=means)))
         return name_failures(rows)
@@ -469,11 +492,16 @@ def report(
     images: Crops,
     out: Annotated[Path, typer.Option(help="the HTML file")],
     most: Annotated[int, typer.Option(help="photographs that are shown")] = 24,
+    labels: Labels = "",
+    threshold: Threshold = False,
 ) -> int:
     "One HTML file about a segmenter and what it says of a folder of photographs."
+    from mfmda.use import folders
     from mfmda.use import report as page
 
-    rows = page.report(model, images, out, most)
+    encoding, task = encoding_of(labels, threshold), folders.load_segmenter(model).task
+    look_first(print, images, task, True, encoding)
+    rows = page.report(model, images, out, most, encoding)
     print(f"{out}: {len(rows)} photographs")
     return name_failures(rows)
 
@@ -578,15 +606,22 @@ def crop(  # noqa: PLR0913
     ] = None,
     rater: Annotated[int, typer.Option(help="of RIGA+: 1 to 6")] = 1,
     votes: Annotated[int, typer.Option(help="of Drishti-GS1's four raters")] = 3,
-):
+    labels: Labels = "",
+    threshold: Threshold = False,
+) -> int:
     "Crops with masks and a manifest."
-    from mfmda.data.public import CropOptions, crop_set
+    from mfmda.data import public
 
-    options = CropOptions(side or None, size, part, rater, votes)
-    manifest = crop_set(root, layout, out, options)
-    masked = manifest.mask_sha256.ne("").sum()
-    print(f"{len(manifest)} crops, {masked} with masks: {out / 'manifest.csv'}")
-    unsure = manifest[manifest.confidence < 0.2]
+    encoding = encoding_of(labels, threshold)
+    options = public.CropOptions(side or None, size, part, rater, votes, encoding)
+    photos = public.find_photos(root, layout, part, rater)
+    print(*public.photos_in_words(root, photos), sep="\n")
+    manifest = public.crop_set(root, layout, out, options)
+    cut = manifest[manifest.error == ""]
+    masked = cut.mask_sha256.ne("").sum()
+    print(f"{len(cut)} crops, {masked} with masks: {out / 'manifest.csv'}")
+    unsure = cut[cut.confidence < 0.2]
     if len(unsure):
         doubt = "whose disc was found with little confidence, such as"
         print(f"look at {len(unsure)} of them, {doubt} {unsure.id.iloc[0]}")
+    return name_failures(manifest.to_dict("records"))
