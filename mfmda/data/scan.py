@@ -198,11 +198,18 @@ def scan_folder(
         unread[str(path)] = "a mask without image: add the image, or move it away"
     labelled = [seen for seen in looks if seen.shares]
     odd = _odd_readings(labelled) + _odd_shares(labelled, task)
-    skipped = [str(path.relative_to(folder)) for path in files.others]
-    pairs = sorted({tuple(sorted((x.name, y.name))) for x, y in _resaved(looks, looks)})
-    again = [", ".join(names) for names in pairs]
-    about = (unread, skipped, _doubles([seen for seen in looks if seen.content]), again, odd)
-    return FolderScan(str(folder), looks, *about, task.regions, files.note)
+    pairs = {tuple(sorted((x.name, y.name))) for x, y in _resaved(looks, looks)}
+    return FolderScan(
+        folder=str(folder),
+        looks=looks,
+        unread=unread,
+        skipped=[str(path.relative_to(folder)) for path in files.others],
+        doubles=_doubles([seen for seen in looks if seen.content]),
+        resaved=[", ".join(names) for names in sorted(pairs)],
+        odd=odd,
+        regions=task.regions,
+        note=files.note,
+    )
 
 # %% ../../nbs/08_data.scan.ipynb #15358930
 def _counted(values):

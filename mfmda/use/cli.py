@@ -382,8 +382,9 @@ def adapt(  # noqa: PLR0913
     if all((given / "images").is_dir() for given in (source, target)):
         for line in look(source, target, task, encoding)[2]:
             say(line)
-    own = (seed, foundation, weights, start, task, like, minutes, say, encoding)
-    segmenter = camera.adapt(source, target, profile, out, *own)
+    options = dict(seed=seed, foundation=foundation, weights=weights, model=start, task=task)
+    options |= dict(like=like, budget=minutes, say=say, encoding=encoding)
+    segmenter = camera.adapt(source, target, profile, out, **options)
     facts = segmenter.facts["adaptation"]
     if as_json:
         print(json.dumps(facts))
