@@ -68,7 +68,7 @@ test-smoke: $(READY) ## the smoke profile end to end, from nothing
 	$(call stage,smoke profile,rm -rf runs/smoke figures/smoke && $(TESTING) $(STEPS) --config profile=smoke rows="no_style mfm_mean_teacher same_eyes" targets=phantom_b)
 
 test-pytest: $(READY) ## the tests in tests/
-	$(call stage,pytest,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -rs --color=no --durations=5 tests)
+	$(call stage,pytest,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -rs --color=no --durations=5 tests)
 
 test-long: $(READY) ## each training killed ten times, 10,000 damaged files, 10,000 folders: figures/test_long.json
 	$(call stage,long tests,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 MFMDA_KILLS=10 MFMDA_FUZZ=10000 MFMDA_EXAMPLES=10000 MFMDA_RECORD=figures/test_long.json $(BIN)/python -m pytest -q --color=no tests/test_kill.py tests/test_fuzz.py tests/test_folders.py)

@@ -603,7 +603,9 @@ def _check_not_there(folder, unpacked, files):
 
 def _extract(opened, folder):
     "Unpack by way of a hidden folder; returns the files."
-    safe = dict(filter="data") if isinstance(opened, tarfile.TarFile) else {}
+    # Python 3.11.2, which Debian 12 brings, has no filters; the members are checked anyhow
+    filters = isinstance(opened, tarfile.TarFile) and hasattr(tarfile, "data_filter")
+    safe = dict(filter="data") if filters else {}
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as tmp:
         opened.extractall(tmp, **safe)
         files = [p.relative_to(tmp) for p in sorted(Path(tmp).rglob("*")) if p.is_file()]
