@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -537,11 +538,14 @@ def crop_set(
     out: str
     | Path,  # a new folder: images/, masks/ where there are any, manifest.csv and .json
     options: CropOptions = CropOptions(),
+    say: Callable | None = None,  # say(line): hears what is found before anything is cropped
 ) -> pd.DataFrame:  # the manifest: `COLUMNS`
     "A data set as disc-centred crops; `InputError`, and nothing written, where none can be made."
     root, out = Path(root), Path(out)
     _check_out(root, out)
     photos = find_photos(root, layout, options.part, options.rater)
+    for line in photos_in_words(root, photos) if say else ():
+        say(line)
     with atomic_path(out) as tmp:
         lines = [_try_crop(photo, root, tmp, options) for photo in photos]
         manifest = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(_WHOLE, "Int64"))

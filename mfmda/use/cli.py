@@ -611,13 +611,11 @@ def crop(  # noqa: PLR0913
     threshold: Threshold = False,
 ) -> int:
     "Crops with masks and a manifest."
-    from mfmda.data import public
+    from mfmda.data.public import CropOptions, crop_set
 
     encoding = encoding_of(labels, threshold)
-    options = public.CropOptions(side or None, size, part, rater, votes, encoding)
-    photos = public.find_photos(root, layout, part, rater)
-    print(*public.photos_in_words(root, photos), sep="\n")
-    manifest = public.crop_set(root, layout, out, options)
+    options = CropOptions(side or None, size, part, rater, votes, encoding)
+    manifest = crop_set(root, layout, out, options, print)
     cut = manifest[manifest.error == ""]
     masked = cut.mask_sha256.ne("").sum()
     print(f"{len(cut)} crops, {masked} with masks: {out / 'manifest.csv'}")
