@@ -75,7 +75,7 @@ def noise_of_a_step(model, x):
     times = torch.tensor([100, 900, 200, 950])
     torch.manual_seed(0)
     torch.nn.init.normal_(model.fusion[-1].weight)
-    part = dict(condition=shard(x), batch_times=times)
+    part = dict(condition=shard(x), heard=True, shared=True)
     rank, world = rank_and_world_size()
     whole = torch.zeros_like(x)
     with torch.no_grad():

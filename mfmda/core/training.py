@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'batch_indices', 'RunOptions', 'LoopOptions', 'save_checkpoint', 'load_checkpoint', 'lock_checkpoint',
-           'exponential_average', 'tracker', 'update', 'fit', 'checkpoint_gradients', 'recompute', 'warmup_cosine',
-           'polynomial_decay']
+           'exponential_average', 'tracker', 'update', 'PlainUpdates', 'fit', 'checkpoint_gradients', 'recompute',
+           'warmup_cosine', 'polynomial_decay']
 
 # %% ../../nbs/03_core.training.ipynb #e82a191b
 import contextlib
@@ -35,7 +35,9 @@ from mfmda.core.files import (
     is_main_process,
     wait_for_everyone,
 )
+from .graphs import DeviceUpdates, set_learning_rate, stays_on_device
 from mfmda.core.runtime import (
+    ON_THIS_DEVICE,
     all_reduce_sum,
     average_gradients,
     derived_seed,
@@ -75,6 +77,7 @@ class RunOptions:
     key: tuple = ()  # what else the run depends on, beside settings and data
     label: str = "training"
     until: int | None = None  # stop after so many updates, to go on another time
+    reproducible: str | None = None  # "across devices", "on this device"; None: by the device
 
     def replace(self, **changes):
         "The same options with `changes`."
@@ -180,6 +183,7 @@ def exponential_average(module: nn.Module, decay: float = 0.995) -> AveragedMode
 
     average = AveragedModel(module, avg_fn=follow, use_buffers=True)
     average.n_averaged.fill_(1)  # the weights at the start are the first in the average
+    average.decay = decay
     return average.eval().requires_grad_(False)
 
 # %% ../../nbs/03_core.training.ipynb #2a197fc8
@@ -238,7 +242,7 @@ def update(step, i: int, optimizer, run: RunOptions, loop: LoopOptions) -> dict:
     "Update `i` of the weights: gradients summed, averaged over processes, clipped, followed."
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if loop.schedule:
-        _set_learning_rate(optimizer, loop.schedule(i))
+        set_learning_rate(optimizer, loop.schedule(i))
     optimizer.zero_grad(set_to_none=True)
     logged = _sum_gradients(step, i, run, loop.accumulate)
     if (world := rank_and_world_size()[1]) > 1:
@@ -249,11 +253,6 @@ def update(step, i: int, optimizer, run: RunOptions, loop: LoopOptions) -> dict:
     _stop_unless_finite(norm, "gradient", i, run)
     optimizer.step()
     return logged
-
-
-def _set_learning_rate(optimizer, factor):
-    for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
 # %% ../../nbs/03_core.training.ipynb #6ffd4776
 def _begin(checkpoint, modules, optimizer, key):
@@ -275,8 +274,24 @@ def _progress(first, steps, label):
     return tqdm(range(first, steps), desc=label, disable=quiet, **count)
 
 # %% ../../nbs/03_core.training.ipynb #206700fb
+class PlainUpdates:
+    "`updates(i)` is update i; `updates.numbers()` are its losses."
+
+    def __init__(self, step, optimizer, run, loop, module):
+        self.given, self.module, self.average = (optimizer, run, loop), module, loop.average
+        self.step, self.last = step, {}
+
+    def __call__(self, i: int):
+        self.last = update(self.step, i, *self.given)
+        if self.average:
+            self.average.update_parameters(self.module)
+
+    def numbers(self) -> dict:
+        return self.last
+
+# %% ../../nbs/03_core.training.ipynb #dd08c4db
 def fit(
-    step: Callable,  # i -> dict(loss=scalar tensor, other=number, ...), for each micro-step
+    step: Callable,  # a `Step`, or i -> dict(loss=scalar tensor, other=number, ...)
     steps: int,  # updates
     modules: dict,  # name -> nn.Module: what is trained and saved
     optimizer: torch.optim.Optimizer,  # over their parameters
@@ -288,25 +303,27 @@ def fit(
     Raises `TrainingError` at a loss or gradient that is not finite, and `InputError` where another
     run writes the same checkpoint, or wrote it with other settings.
     """
-    key = fingerprint(run.key, run.seed, steps)
+    stays = stays_on_device(step, run)
+    key = fingerprint(run.key, run.seed, steps, *([ON_THIS_DEVICE] if stays else []))
     end = min(steps, run.until or steps)
     saved = modules | (dict(ema=loop.average) if loop.average else {})
     with lock_checkpoint(run.checkpoint), tracker(run.label, run.checkpoint) as log:
         first, history = _begin(run.checkpoint, saved, optimizer, key)
+        given = step, optimizer, run, loop, next(iter(modules.values()))
+        updates = DeviceUpdates(*given, end) if stays else PlainUpdates(*given)
         bar = _progress(first, end, run.label)
         for i in bar:
-            last = i == steps - 1
-            logged = update(step, i, optimizer, run, loop)
-            if loop.average:
-                loop.average.update_parameters(next(iter(modules.values())))
-            if i % loop.log_every == 0 or last:
+            updates(i)
+            if i % loop.log_every == 0 or i == steps - 1:
+                logged = updates.numbers()
                 history.append(dict(step=i) | logged)
                 log(logged, step=i)
                 bar.set_postfix(loss=f"{logged['loss']:.4f}")
             if loop.after:
                 loop.after(i)
-            pause = i == end - 1
-            if run.checkpoint and ((i + 1) % loop.every == 0 or pause):
+            due = (i + 1) % loop.every == 0 or i == end - 1
+            if run.checkpoint and due:
+                updates.numbers()
                 save_checkpoint(run.checkpoint, saved, optimizer, i + 1, key, history)
     return history
 

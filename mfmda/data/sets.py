@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'CROPS', 'FundusSet', 'same_photographs', 'doubles', 'distinct', 'load_folder', 'outline_colours',
            'show_set', 'load_crops', 'load_phantoms', 'few_shot', 'split', 'take_fraction', 'draw_references',
-           'DomainShift', 'load_shifted_crops', 'load_set', 'draw_augmentation', 'augment']
+           'DomainShift', 'load_shifted_crops', 'load_set', 'draw_augmentation', 'augment', 'augment_as_drawn']
 
 # %% ../../nbs/06_data.sets.ipynb #a230ff5d
 import hashlib
@@ -549,7 +549,12 @@ def augment(
     "Move, turn, mirror and light all tensors and their masks by the same draw."
     first = tensors[0]
     drawn = draw_augmentation(len(first), generator, **ranges)
-    A, c, b = (x.to(first.device, first.dtype) for x in drawn)
+    return augment_as_drawn(tensors, masks, *(x.to(first.device, first.dtype) for x in drawn))
+
+
+def augment_as_drawn(tensors, masks, A, c, b):
+    "`augment` by a draw that is given, on the tensors' device."
+    first = tensors[0]
     grid = F.affine_grid(A, [len(first), 1, *first.shape[-2:]], align_corners=False)
     # as channels of one picture, so that the grid is read once
     moved = _sample(torch.cat(tensors, 1), grid, "bilinear")

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimate_x0', 'to_model', 'to_image', 'grid',
-           'build_unet', 'encode', 'decode', 'ddpm_loss', 'flip', 'diffusion_batch', 'train_ddpm', 'ddpm_card',
-           'save_ddpm', 'load_ddpm', 'alpha_bar_at', 'ddim_jump', 'ddim_step', 'ddim_times', 'sample', 'phase',
-           'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
+           'build_unet', 'encode', 'decode', 'ddpm_loss', 'flip', 'draw_diffusion', 'diffusion_batch', 'train_ddpm',
+           'ddpm_card', 'save_ddpm', 'load_ddpm', 'alpha_bar_at', 'ddim_jump', 'ddim_step', 'ddim_times', 'sample',
+           'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #1f2b31bd
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ mend_torchvision()
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..core.runtime import global_noise, sample_noise, shard
+from ..core.graphs import Step
+from ..core.runtime import global_noise, sample_noise, shard, suit_convolutions
 from ..core.training import checkpoint_gradients, exponential_average
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #85728542
@@ -48,9 +50,14 @@ def cosine_alpha_bar(T: int = 1000) -> torch.Tensor:  # (T,) float64 in (0, 1), 
 ALPHA_BAR = cosine_alpha_bar().float()
 
 
+@lru_cache
+def _alpha_bar_on(device):
+    return ALPHA_BAR.to(device)
+
+
 def _alpha_bar(t, x):
     "ᾱ at each image's time, to be multiplied with images x: (B, 1, 1, 1)."
-    return ALPHA_BAR.to(x.device)[t].view(-1, *[1] * (x.ndim - 1))
+    return _alpha_bar_on(x.device)[t].view(-1, *[1] * (x.ndim - 1))
 
 
 def q_sample(x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -157,24 +164,31 @@ def ddpm_loss(
     return distance(eps_hat.float(), eps, reduction="none").flatten(1).mean(1)
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #aa45f6dc
-def flip(images: torch.Tensor) -> torch.Tensor:
-    "Mirror each image left-right with probability ½: a left eye is a mirrored right eye."
-    turn = torch.rand(len(images), 1, 1, 1) < 0.5
-    return torch.where(turn.to(images.device), images.flip(3), images)
+def flip(images: torch.Tensor, turned: torch.Tensor | None = None) -> torch.Tensor:
+    "Mirror images left-right where `turned` (B,) says so; None: each with probability ½."
+    if turned is None:
+        turned = torch.rand(len(images)) < 0.5
+    return torch.where(turned.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def draw_diffusion(n: int, batch: int, seed: int, i: int) -> dict:
+    "What step `i` learns from, of n images: index, turned, times, each (batch,)."
+    index = batch_indices(n, batch, seed, i)
+    return dict(
+        index=index, turned=torch.rand(batch) < 0.5, times=torch.randint(0, 1000, (batch,))
+    )
 
 
 def diffusion_batch(
     images: torch.Tensor,  # (N, 3, S, S) uint8
-    batch: int,  # images of a step, of all processes together
-    seed: int,
-    i: int,  # step
-    device,
-):  # -> x0 (B, 3, S, S) in [−1, 1], eps like x0: this process's part; times (batch,) of all
-    "What step `i` learns from."
-    chosen = images[batch_indices(len(images), batch, seed, i)].float() / 255
-    x0 = shard(to_model(flip(chosen))).to(device)
-    times = torch.randint(0, 1000, (batch,))
-    return x0, global_noise(x0), times
+    index: torch.Tensor,  # (batch,) of all processes together, as all that follow
+    turned: torch.Tensor,  # bool
+    times: torch.Tensor,
+):  # -> x0 (B, 3, S, S) in [−1, 1], eps like x0, t (B,): this process's part
+    "The images of a step, and their noise."
+    chosen = images[shard(index)].float() / 255
+    x0 = to_model(flip(chosen, shard(turned)))
+    return x0, global_noise(x0), shard(times)
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #fc41e0ae
 def train_ddpm(
@@ -189,26 +203,30 @@ def train_ddpm(
     unet = build_unet(images.shape[-1], settings.channels)
     if start is not None:
         unet.load_state_dict(start.state_dict())
-    unet.to(device)
+    suit_convolutions(unet, device)
     if settings.low_memory:
         checkpoint_gradients(unet)
     average = exponential_average(unet, settings.ema)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings.lr, weight_decay=0.0)
 
-    def step(i):
-        x0, eps, times = diffusion_batch(images, settings.batch, run.seed, i, device)
-        t = shard(times).to(device)
+    there = images.to(device)
+
+    def draw(i):
+        return draw_diffusion(len(images), settings.batch, run.seed, i), {}
+
+    def losses(**drawn):
+        x0, eps, t = diffusion_batch(there, **drawn)
         with autocast(device, run.precision == "bf16"):
             eps_hat = unet(q_sample(x0, t, eps), t).sample
         loss = ddpm_loss(eps_hat, eps, settings.loss).mean()
-        return dict(
-            loss=loss / settings.accumulate
-        )  # `fit` adds the gradients of micro-steps up
+        # `fit` adds the gradients of micro-steps up
+        return dict(loss=loss / settings.accumulate)
 
     loop = LoopOptions(warmup_cosine(settings.steps), average, settings.accumulate)
     known = settings.of_training()
     known = known if start is None else (known, list(start.state_dict().values()))
     run = run.replace(key=(run.key, known, run.precision, fingerprint(images)))
+    step = Step(draw, losses, device, as_written=settings.low_memory)
     history = fit(step, settings.steps, dict(unet=unet), optimizer, run, loop)
     return average.module, history
 
@@ -347,14 +365,14 @@ class FusedUNet(nn.Module):
         x_t: torch.Tensor,  # (B, 3, H, W) in [−1, 1]
         t: torch.Tensor,  # (B,)
         condition: torch.Tensor | None = None,  # clean images like x_t; None: the plain U-Net
-        batch_times: torch.Tensor | None = None,  # in a training step: t of the whole batch
+        heard: bool | None = None,  # `is_heard` of the whole batch; None: of t
+        shared: bool = False,  # x_t is this process's part of a batch
     ) -> torch.Tensor:  # eps (B, 3, H, W)
         "The noise estimate ε_θ."
         if condition is None:
             return decode(self.unet, *encode(self.unet, x_t, t))
-        shared = batch_times is not None
         noise = global_noise if shared else sample_noise
-        if is_heard(batch_times if shared else t):
+        if is_heard(t) if heard is None else heard:
             c_t = q_sample(condition, t, noise(condition))
             both, skips, emb = encode(self.unet, torch.cat([x_t, c_t]), torch.cat([t, t]))
             h, E = both.chunk(2)
@@ -378,19 +396,26 @@ def warm_up_fusion(
     "Train fusion layers with Eq. 2; the U-Net stays as it is."
     torch.manual_seed(run.seed)
     device = pick_device(run.device)
-    model = FusedUNet(unet.requires_grad_(False), start).to(device)
+    model = FusedUNet(unet.requires_grad_(False), start)
+    suit_convolutions(model, device)
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings.lr)
 
-    def step(i):
-        x0, eps, times = diffusion_batch(images, settings.batch, run.seed, i, device)
-        t = shard(times).to(device)
+    there = images.to(device)
+
+    def draw(i):
+        drawn = draw_diffusion(len(images), settings.batch, run.seed, i)
+        return drawn, dict(heard=is_heard(drawn["times"]))
+
+    def losses(heard, **drawn):
+        x0, eps, t = diffusion_batch(there, **drawn)
         with autocast(device, run.precision == "bf16"):
-            eps_hat = model(q_sample(x0, t, eps), t, condition=x0, batch_times=times)
+            eps_hat = model(q_sample(x0, t, eps), t, x0, heard, shared=True)
         return dict(loss=ddpm_loss(eps_hat, eps).mean())
 
     begun = [] if start is None else [list(start.state_dict().values())]
     data = fingerprint(images, list(unet.state_dict().values()), *begun)
     run = run.replace(key=(run.key, settings.model_dump(), run.precision, data))
+    step = Step(draw, losses, device)
     history = fit(step, settings.steps, dict(fusion=model.fusion), optimizer, run)
     return model.requires_grad_(True), history
 

@@ -13,6 +13,7 @@ __all__ = ['LITE0', 'STLPIPS', 'CLIP_HELP', 'VGG_STAGES', 'ImageEncoder', 'check
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -174,9 +175,13 @@ class Preprocessing:
         shape = (self.size, self.size) if self.size else x.shape[-2:]
         if x.shape[-2:] != shape:
             x = F.interpolate(x, shape, mode=self.mode, antialias=True, align_corners=False)
-        mean = torch.tensor(self.mean, device=x.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=x.device).view(3, 1, 1)
-        return (x - mean) / std
+        return (x - _of_channels(self.mean, x.device)) / _of_channels(self.std, x.device)
+
+
+@lru_cache
+def _of_channels(numbers, device):
+    "Three numbers as (3, 1, 1), sent to a device once."
+    return torch.tensor(numbers, device=device).view(3, 1, 1)
 
 # %% ../../nbs/11_stage1.encoders.ipynb #5da7c0ba
 class Frozen(nn.Module):

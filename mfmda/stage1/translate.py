@@ -25,7 +25,14 @@ from .ddpm import FusedUNet, ddim_step, ddim_times, q_sample, to_image, to_model
 from .settings import Recipe
 
 # %% ../../nbs/15_stage1.translate.ipynb #8f1bdffa
-from ..core.runtime import all_reduce_sum, rank_and_world_size
+from ..core.graphs import recorded
+from mfmda.core.runtime import (
+    all_reduce_sum,
+    draws_on_device,
+    noise_on_device,
+    rank_and_world_size,
+)
+from .ddpm import is_heard
 
 # %% ../../nbs/15_stage1.translate.ipynb #f2f1a455
 def low_pass(image: Tensor, n: int) -> Tensor:
@@ -66,7 +73,7 @@ def invert(
     for t, s in reversed(times):
         s = max(s, 0)
         at = torch.full((len(x),), s, device=x.device)
-        x = ddim_step(x, model(x, at).float(), s, t)
+        x = ddim_step(x, recorded(model)(x, at).float(), s, t)
     return x
 
 # %% ../../nbs/15_stage1.translate.ipynb #53672331
@@ -115,14 +122,14 @@ def _noised(x0, t):
 
 def reverse_process(translator: Translator, x0: Tensor, recipe: Recipe) -> Tensor:
     "x0 (B, 3, S, S) in [−1, 1] to time `start`, and down with the adapted model."
-    times = ddim_times(recipe.start, recipe.ddim_steps)
+    times, ask = ddim_times(recipe.start, recipe.ddim_steps), recorded(translator.model)
 
     def jump(x, t, s):
         "One DDIM jump of x, or of x and y one behind the other."
         at = torch.full((len(x),), t, device=x.device)
         images = x0.repeat(len(x) // len(x0), 1, 1, 1)
         condition = images if recipe.condition else None
-        eps = translator.model(x, at, condition=condition).float()
+        eps = ask(x, at, condition, heard=is_heard(torch.tensor([t]))).float()
         return ddim_step(x, eps, t, s, recipe.eta)
 
     if recipe.method == "invert":
@@ -144,18 +151,19 @@ def generate(
     images: Tensor,  # (N, 3, S, S) in [0, 1]
     recipe: Recipe,
     run: RunOptions = RunOptions(),
-    batch: int | None = None,  # at once; None: 8 on a CPU, 64 on a GPU
+    batch: int | None = None,  # at once; None: 8 on a CPU, 2²¹ pixels on a GPU
 ) -> Tensor:  # (N, 3, S, S) in [0, 1], on the CPU
     "Images, drawn anew by the adapted model on its device."
     device = module_device(translator.model)
-    batch = batch or (8 if device.type == "cpu" else 64)
+    batch = batch or (8 if device.type == "cpu" else max(1, 2**21 // images[0, 0].numel()))
+    on_device = draws_on_device(run.reproducible, device)
     rank, world = rank_and_world_size()
     out = torch.zeros_like(images)
     for k in range(rank, math.ceil(len(images) / batch), world):
         part = slice(k * batch, (k + 1) * batch)
         torch.manual_seed(derived_seed(run.seed, k))
         x0 = to_model(images[part]).to(device)
-        with autocast(device, run.precision == "bf16"):
+        with autocast(device, run.precision == "bf16"), noise_on_device(on_device):
             x = reverse_process(translator, x0, recipe)
         out[part] = to_image(x).cpu()
     return all_reduce_sum(out.to(device)).cpu() if world > 1 else out

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['segmentation_loss', 'total_loss', 'choose_term', 'Batch', 'forward_pass', 'forward_low_memory', 'stage2_losses',
            'parameter_groups', 'build_optimiser', 'WithoutFrozen', 'trained_norms', 'measure_statistics',
-           'synchronised', 'picture_names', 'FeatureCache', 'Pairs', 'TargetTerm', 'view_numbers', 'draw_batch',
-           'unaugmented', 'AdapterWatch', 'train_segmenter']
+           'synchronised', 'picture_names', 'FeatureCache', 'Pairs', 'TargetTerm', 'view_numbers', 'draw_pairs',
+           'draw_shots', 'make_batch', 'unaugmented', 'AdapterWatch', 'train_segmenter']
 
 # %% ../../nbs/24_stage2.tuning.ipynb #310a2e04
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,15 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from ..core.files import InputError, fingerprint
-from ..core.runtime import autocast, derived_seed, pick_device, rank_and_world_size, shard
+from ..core.graphs import Step
+from mfmda.core.runtime import (
+    autocast,
+    derived_seed,
+    module_device,
+    pick_device,
+    rank_and_world_size,
+    shard,
+)
 from mfmda.core.training import (
     LoopOptions,
     RunOptions,
@@ -32,7 +40,7 @@ from mfmda.core.training import (
     warmup_cosine,
 )
 from ..data.readers import DISC_CUP, Task
-from ..data.sets import FundusSet, augment
+from ..data.sets import FundusSet, augment_as_drawn, draw_augmentation
 from .alignment import alignment_loss
 from .foundation import Foundation, suit_attention
 from .segmenter import SegmentationModel, Segmenter
@@ -88,7 +96,7 @@ class Batch:
     source: torch.Tensor  # (B, 3, H, W) in [0, 1]
     mask: torch.Tensor  # (B, H, W): labels of source and translation
     translated: torch.Tensor | None = None  # (B, 3, H, W) in [0, 1]
-    keep: torch.Tensor | None = None  # (B,) bool: translations to use; None: all
+    keep: torch.Tensor | None = None  # translations to use, (B,) bool or numbers; None: all
     target: torch.Tensor | None = None  # (K, 3, H, W) in [0, 1], unlabelled
     views: torch.Tensor | None = None  # (B,): which augmented view; None: each is new
 
@@ -430,48 +438,66 @@ def _generator(seed, i):
     return torch.Generator().manual_seed(derived_seed(seed, i))
 
 
-def draw_batch(
-    pairs: Pairs, settings: SegmentSettings, seed: int, b: int, target: TargetTerm | None = None
-) -> Batch:
-    "Batch `b` of a run, augmented, whole and on the CPU."
-    source, views, generator = pairs.source, None, _generator(seed, b)
-    index = batch_indices(len(source), settings.batch, seed, b)
-    if settings.cached_augmentations is not None:
-        views = view_numbers(index, b, len(source), settings.cached_augmentations)
-        generator = [_generator(seed, v) for v in views.tolist()]
-    sets = [source.images] if pairs.translated is None else [source.images, pairs.translated]
-    images = [x[index].float() / 255 for x in sets]
+def _mine(tensors):
+    "This process's part of each of several tensors, under names."
+    return {name: shard(x) for name, x in tensors.items()}
+
+
+def draw_pairs(pairs: Pairs, settings: SegmentSettings, seed: int, b: int) -> dict:
+    "Images of batch `b`, how each is augmented, and which pairs are used: this process's part."
+    n, views = len(pairs.source), settings.cached_augmentations
+    index, generator, drawn = batch_indices(n, settings.batch, seed, b), _generator(seed, b), {}
+    if views is not None:
+        drawn["views"] = view_numbers(index, b, n, views)
+        generator = [_generator(seed, v) for v in drawn["views"].tolist()]
     ranges = settings.augmentation.model_dump()
-    (x, *translated), mask = augment(images, source.masks[index], generator, **ranges)
-    batch = Batch(x, mask, *translated, views=views)
-    if pairs.keep is not None:
-        batch.keep = pairs.keep[index]
+    A, c, light = draw_augmentation(len(index), generator, **ranges)
+    drawn = _mine(drawn | dict(index=index, A=A, c=c, b=light))
+    if pairs.keep is None:
+        return drawn
+    used = pairs.keep[index]
+    # numbers, so that their count is known before the step begins
+    share = shard(used).sum() * rank_and_world_size()[1] / used.sum()
+    return drawn | dict(keep=shard(used).nonzero()[:, 0], share=share)
+
+
+def draw_shots(target: TargetTerm, settings: SegmentSettings, seed: int, b: int) -> dict:
+    "The same for target images."
+    index = batch_indices(len(target.shots), settings.batch, seed + 1, b)
+    ranges = settings.augmentation.model_dump()
+    A, c, light = draw_augmentation(len(index), _generator(seed, b + 1), **ranges)
+    return {f"shots_{k}": x for k, x in _mine(dict(index=index, A=A, c=c, b=light)).items()}
+
+# %% ../../nbs/24_stage2.tuning.ipynb #5de9781b
+def _augmented(sets, masks, index, A, c, b):
+    "Of several sets the pictures of an index, augmented alike; masks, where there are some."
+    pictures = [images[index].float() / 255 for images in sets]
+    moved, mask = augment_as_drawn(pictures, None if masks is None else masks[index], A, c, b)
+    # a CNN on a CPU takes a fifth less time with channels last
+    return [x.contiguous(memory_format=torch.channels_last) for x in moved], mask
+
+
+def make_batch(pairs: Pairs, drawn: dict, target: TargetTerm | None = None) -> Batch:
+    "The batch that was drawn, augmented; everything on one device."
+    sets = [pairs.source.images]
+    if pairs.translated is not None:
+        sets.append(pairs.translated)
+    how = {k: drawn[k] for k in ("index", "A", "c", "b")}
+    images, mask = _augmented(sets, pairs.source.masks, **how)
+    source, translated = images[0], images[1] if len(images) > 1 else None
+    batch = Batch(source, mask, translated, drawn.get("keep"), views=drawn.get("views"))
     if target is not None:
-        index = batch_indices(len(target.shots), settings.batch, seed + 1, b)
-        shots = target.shots[index].float() / 255
-        (batch.target,), _ = augment([shots], None, _generator(seed, b + 1), **ranges)
+        how = {k: drawn[f"shots_{k}"] for k in how}
+        (batch.target,), _ = _augmented([target.shots], None, **how)
     return batch
 
 # %% ../../nbs/24_stage2.tuning.ipynb #f9ae76d5
-def _place(batch, device):
-    "This process's part of a batch, on its device."
-    parts = {}
-    for name, x in vars(batch).items():
-        if x is not None:
-            # a CNN on a CPU takes a fifth less time with channels last
-            layout = torch.channels_last if x.ndim == 4 else torch.preserve_format
-            parts[name] = shard(x).to(device, memory_format=layout)
-    return Batch(**parts)
-
-# %% ../../nbs/24_stage2.tuning.ipynb #ba5d6fc5
-def _count_pairs_once(parts, keep):  # keep: of the whole batch
+def _count_pairs_once(parts, share):  # share: of all pairs that are used, times the processes
     "Terms over pairs, weighted by this process's share of the pairs that are used."
-    world = rank_and_world_size()[1]
-    if keep is None or world == 1:
+    if share is None or rank_and_world_size()[1] == 1:
         return parts
-    weight = shard(keep).sum() * world / keep.sum()
     over_pairs = parts.keys() & {"translated", "align"}
-    return parts | {k: parts[k] * weight.item() for k in over_pairs}
+    return parts | {k: parts[k] * share for k in over_pairs}
 
 # %% ../../nbs/24_stage2.tuning.ipynb #4798fe3f
 def _turns(settings, pairs):
@@ -487,9 +513,11 @@ def _turns(settings, pairs):
 
 # %% ../../nbs/24_stage2.tuning.ipynb #15a2c100
 def _feature_cache(network, settings, n, target):
-    "A `FeatureCache` where pictures come again to a frozen foundation, else None."
+    "A `FeatureCache` where pictures come again to a frozen foundation on a CPU, else None."
     views = settings.cached_augmentations
     if views is None or target is not None or not isinstance(network, SegmentationModel):
+        return None
+    if module_device(network).type != "cpu":
         return None
     again = settings.steps * settings.batch > views * n
     frozen = network.foundation.trainable == "head"
@@ -497,22 +525,44 @@ def _feature_cache(network, settings, n, target):
 
 # %% ../../nbs/24_stage2.tuning.ipynb #5ebd6c33
 def _training_step(pairs, network, settings, run, target):
-    "step(i) for `fit`: L_total of Eq. 12, or one of its terms in turn."
+    "The `Step` of a tuning: L_total of Eq. 12, or one of its terms in turn."
     device, turns = pick_device(run.device), _turns(settings, pairs)
     cache = _feature_cache(network, settings, len(pairs.source), target)
     term = None if target is None else target.term
+    pairs, target = _on_device(pairs, device), _on_device(target, device)
 
-    def step(i):
-        drawn = draw_batch(pairs, settings, run.seed, i // turns, target)
-        batch = _place(drawn, device)
+    def draw(i):
+        drawn = draw_pairs(pairs, settings, run.seed, i // turns)
+        if target is not None:
+            drawn |= draw_shots(target, settings, run.seed, i // turns)
+        return drawn, dict(turn=i % turns)
+
+    def losses(turn, **drawn):
+        batch = make_batch(pairs, drawn, target)
         with autocast(device, run.precision == "bf16"):
             maps = None if cache is None else cache(batch.images, picture_names(batch))
             parts = stage2_losses(network, batch, settings, pairs.source.task, maps, term)
-        parts = _count_pairs_once(parts, drawn.keep)
-        loss = choose_term(parts, i) if turns == 3 else total_loss(parts, settings.align_weight)
+        parts = _count_pairs_once(parts, drawn.get("share"))
+        loss = (
+            choose_term(parts, turn) if turns == 3 else total_loss(parts, settings.align_weight)
+        )
         return dict(loss=loss) | {k: v.detach() for k, v in parts.items()}
 
-    return step
+    spared = settings.low_memory or cache is not None
+    return Step(draw, losses, device, as_written=spared)
+
+
+def _on_device(given, device):
+    "Pairs, or shots, with their images on a device; which pairs are used stays on the CPU."
+    if isinstance(given, TargetTerm):
+        return replace(given, shots=given.shots.to(device))
+    if given is None:
+        return None
+    source = replace(
+        given.source, images=given.source.images.to(device), masks=given.source.masks.to(device)
+    )
+    translated = None if given.translated is None else given.translated.to(device)
+    return replace(given, source=source, translated=translated)
 
 # %% ../../nbs/24_stage2.tuning.ipynb #3e9a5eb7
 def _data_key(trained, pairs, target):

@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor
 
 from ..core.files import InputError
+from ..core.graphs import Step, follow
 from ..core.runtime import module_device, pick_device
 from ..core.settings import Settings
 from ..core.training import LoopOptions, RunOptions, batch_indices, exponential_average, fit
@@ -178,18 +179,24 @@ def train_cut(network: Cut, images, references, run: RunOptions, s: CutSettings)
     "Train on source images and target references; returns the history."
     device = pick_device(run.device)
 
-    def drawn(pool, i, seed):
-        index = batch_indices(len(pool), s.batch, seed, i)
-        return flip(_in_range(pool[index])).to(device)
+    pools = images.to(device), references.to(device)
 
-    def step(i):
-        x, y = drawn(images, i, run.seed), drawn(references, i, run.seed + 1)
-        return network(x, y)
+    def draw(i):
+        seeds = (run.seed, run.seed + 1)
+        index = [batch_indices(len(p), s.batch, seed, i) for p, seed in zip(pools, seeds)]
+        turned = [torch.rand(s.batch) < 0.5 for _ in pools]
+        return dict(x=index[0], y=index[1], turned_x=turned[0], turned_y=turned[1]), {}
+
+    def losses(x, y, turned_x, turned_y):
+        source = flip(_in_range(pools[0][x]), turned_x)
+        return network(source, flip(_in_range(pools[1][y]), turned_y))
 
     parameters = network.to(device).parameters()
     optimizer = torch.optim.Adam(parameters, s.lr, betas=(0.5, 0.999))
     key = (run.key, "cut", s.model_dump(), images, references)
     falling = LoopOptions(schedule=lambda i: min(1.0, 2 * (1 - i / s.steps)), clip=None)
+    # its places are drawn on the CPU within the step
+    step = Step(draw, losses, device, as_written=True)
     return fit(step, s.steps, dict(cut=network), optimizer, run.replace(key=key), falling)
 
 # %% ../../nbs/31_study.rivals.ipynb #e55dc0b4
@@ -691,7 +698,7 @@ class MeanTeacher(nn.Module):
 
     def forward(self, on_source, on_target, x_target) -> Tensor:
         "Of logits (K, 2, H, W) and their images (K, 3, H, W)."
-        self.teacher.update_parameters(self.student[0])
+        follow(self.teacher, self.student[0])
         with torch.no_grad():
             wanted = self.teacher.module(x_target.pow(1.25)).sigmoid()
         change = on_target.sigmoid() - wanted

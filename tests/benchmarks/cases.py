@@ -223,7 +223,8 @@ def stage1_step(size, small):
         how = settings.replace(low_memory=low_memory)
         for i in (0, 1):
             torch.manual_seed(i)
-            yield objective.stage1_loss(model, adaptor, data, how, i, RunOptions())["loss"]
+            drawn = objective.draw_stage1(data, b, i, 0)
+            yield objective.stage1_loss(model, adaptor, data, how, drawn, RunOptions())["loss"]
 
     about = f"an update of two micro-steps, batch {b}, {k} targets, {size} px, "
     about += f"U-Net {in_words(channels)}, f {encoder.name}, VGG16"
