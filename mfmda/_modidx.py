@@ -469,6 +469,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                    'mfmda.stage1.ddpm.FusedUNet.forward': ('stage1.ddpm.html#fusedunet.forward', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm._alpha_bar': ('stage1.ddpm.html#_alpha_bar', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm._alpha_bar_on': ('stage1.ddpm.html#_alpha_bar_on', 'mfmda/stage1/ddpm.py'),
+                                   'mfmda.stage1.ddpm._as_stored': ('stage1.ddpm.html#_as_stored', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.alpha_bar_at': ('stage1.ddpm.html#alpha_bar_at', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.build_unet': ('stage1.ddpm.html#build_unet', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.cosine_alpha_bar': ('stage1.ddpm.html#cosine_alpha_bar', 'mfmda/stage1/ddpm.py'),

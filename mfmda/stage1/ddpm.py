@@ -9,6 +9,7 @@ __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimat
            'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #1f2b31bd
+import copy
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -257,10 +258,16 @@ def ddpm_card(size: int) -> ModelCard:  # px
 def save_ddpm(unet: UNet2DModel, folder: Path) -> Path:
     "Write U-Net and scheduler as a diffusers `DDPMPipeline` folder (safetensors), atomically."
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    unet = _as_stored(unet)
     with atomic_path(folder) as tmp:
         DDPMPipeline(unet, scheduler).save_pretrained(tmp)
         ddpm_card(unet.config.sample_size).save(Path(tmp) / "README.md")
     return Path(folder)
+
+
+def _as_stored(network):
+    "A copy on the CPU, in the layout that files have: on a GPU channels come last."
+    return copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format)
 
 
 def load_ddpm(folder: Path) -> UNet2DModel:
@@ -424,7 +431,7 @@ def save_fused(model: FusedUNet, folder: Path) -> Path:
     "A diffusers folder with `fusion.safetensors` beside it, written atomically."
     with atomic_path(folder) as tmp:
         save_ddpm(model.unet, tmp)
-        save_file(model.fusion.state_dict(), tmp / "fusion.safetensors")
+        save_file(_as_stored(model.fusion).state_dict(), tmp / "fusion.safetensors")
     return Path(folder)
 
 

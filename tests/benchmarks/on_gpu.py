@@ -149,9 +149,12 @@ def main():
     parser.add_argument("file", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", default="", help="cases whose name begins so")
     args = parser.parse_args()
     cases, found = Cases(args.device, args.small), {}
     for name, measure in cases.all().items():
+        if not name.startswith(args.only):
+            continue
         for way in WAYS:
             start = time.perf_counter()
             try:
