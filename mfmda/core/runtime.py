@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_SEED', 'PACKAGES', 'ACROSS_DEVICES', 'ON_THIS_DEVICE', 'mend_torchvision', 'process_state', 'pick_device',
-           'device_name', 'suit_convolutions', 'module_device', 'bf16_is_native', 'autocast', 'derived_seed',
-           'check_seed', 'package_versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'machine_facts', 'provenance',
+           'device_name', 'module_device', 'bf16_is_native', 'autocast', 'derived_seed', 'check_seed',
+           'package_versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'machine_facts', 'provenance',
            'rank_and_world_size', 'shard', 'draws_on_device', 'noise_is_on_device', 'noise_on_device', 'NoiseTape',
            'sample_noise', 'global_noise', 'all_reduce_sum', 'broadcast_from_main', 'average_gradients']
 
@@ -75,13 +75,6 @@ def device_name(device) -> str:
     "What a record calls a device: a GPU's name, or cpu."
     kind = torch.device(device).type
     return torch.cuda.get_device_name(device) if kind == "cuda" else kind
-
-
-def suit_convolutions(network: nn.Module, device: torch.device) -> nn.Module:
-    "`network` on `device`; on a GPU with channels last, as its convolutions in bf16 want it."
-    gpu = device.type == "cuda"
-    layout = torch.channels_last if gpu else torch.preserve_format
-    return network.to(device, memory_format=layout)
 
 
 def module_device(module) -> torch.device:  # of anything: only a network has tensors

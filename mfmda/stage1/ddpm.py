@@ -9,7 +9,6 @@ __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimat
            'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #1f2b31bd
-import copy
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +31,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..core.graphs import Step
-from ..core.runtime import global_noise, sample_noise, shard, suit_convolutions
+from ..core.runtime import global_noise, sample_noise, shard
 from ..core.training import checkpoint_gradients, exponential_average
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #85728542
@@ -204,7 +203,7 @@ def train_ddpm(
     unet = build_unet(images.shape[-1], settings.channels)
     if start is not None:
         unet.load_state_dict(start.state_dict())
-    suit_convolutions(unet, device)
+    unet.to(device)
     if settings.low_memory:
         checkpoint_gradients(unet)
     average = exponential_average(unet, settings.ema)
@@ -258,16 +257,10 @@ def ddpm_card(size: int) -> ModelCard:  # px
 def save_ddpm(unet: UNet2DModel, folder: Path) -> Path:
     "Write U-Net and scheduler as a diffusers `DDPMPipeline` folder (safetensors), atomically."
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-    unet = _as_stored(unet)
     with atomic_path(folder) as tmp:
         DDPMPipeline(unet, scheduler).save_pretrained(tmp)
         ddpm_card(unet.config.sample_size).save(Path(tmp) / "README.md")
     return Path(folder)
-
-
-def _as_stored(network):
-    "A copy on the CPU, in the layout that files have: on a GPU channels come last."
-    return copy.deepcopy(network).to("cpu", memory_format=torch.contiguous_format)
 
 
 def load_ddpm(folder: Path) -> UNet2DModel:
@@ -403,8 +396,7 @@ def warm_up_fusion(
     "Train fusion layers with Eq. 2; the U-Net stays as it is."
     torch.manual_seed(run.seed)
     device = pick_device(run.device)
-    model = FusedUNet(unet.requires_grad_(False), start)
-    suit_convolutions(model, device)
+    model = FusedUNet(unet.requires_grad_(False), start).to(device)
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings.lr)
 
     there = images.to(device)
@@ -431,7 +423,7 @@ def save_fused(model: FusedUNet, folder: Path) -> Path:
     "A diffusers folder with `fusion.safetensors` beside it, written atomically."
     with atomic_path(folder) as tmp:
         save_ddpm(model.unet, tmp)
-        save_file(_as_stored(model.fusion).state_dict(), tmp / "fusion.safetensors")
+        save_file(model.fusion.state_dict(), tmp / "fusion.safetensors")
     return Path(folder)
 
 

@@ -30,7 +30,7 @@ from .settings import AdaptSettings
 
 # %% ../../nbs/13_stage1.objective.ipynb #70ca7acd
 from ..core.graphs import Step
-from ..core.runtime import NoiseTape, suit_convolutions
+from ..core.runtime import NoiseTape
 from ..core.training import checkpoint_gradients, recompute
 from .adaptor import leave_out_target_distance, static_direction
 from .ddpm import is_heard, to_image, to_model
@@ -383,7 +383,6 @@ def adapt_ddpm(
     torch.manual_seed(run.seed)
     bounds = dict(gate_limit=settings.gate_limit, dynamic_scale=settings.dynamic_scale)
     adaptor = DynamicInstanceAwareAdaptor(data.encoder.dim, **bounds)
-    suit_convolutions(model, data.device)
     trained = nn.ModuleDict(dict(model=model, adaptor=adaptor)).to(data.device)
     told = settings.model_dump(exclude={"low_memory"})
     key = run.key, adaptation_key(model, data), told, run.precision

@@ -116,11 +116,27 @@ def shape_faults(
     return told + ["cup: outside the disc"] * bool((cup & ~disc).any())
 
 # %% ../../nbs/30_study.metrics.ipynb #59ee8866
-def _score_region(predicted, reference):
+def _score_region(predicted, reference, diagonal):
     "The four scores of one region, NaN where the reference lacks it."
     if not reference.any():
         return (np.nan,) * len(_SCORES)
-    return *overlap(predicted, reference), *surface_distances(predicted, reference)
+    distances = (
+        diagonal,
+        diagonal,
+    )  # of an empty prediction, which the margin does not shorten
+    if predicted.any():
+        distances = surface_distances(predicted, reference)
+    return *overlap(predicted, reference), *distances
+
+
+def _without_margin(predicted, reference):
+    "Both (C, h, w), cut to what either shows and one pixel round it: the same scores, sooner."
+    shown = (predicted | reference).any(0)
+    window = []
+    for axis in (1, 0):
+        found = np.flatnonzero(shown.any(axis))
+        window.append(slice(max(found[0] - 1, 0), found[-1] + 2) if len(found) else slice(None))
+    return predicted[:, *window], reference[:, *window]
 
 
 def _check_regions(predicted, reference, task):
@@ -145,9 +161,10 @@ def score_image(
     "All scores of one prediction; `InputError` for shapes or a reference that do not fit."
     predicted, reference = np.ascontiguousarray(predicted, bool), task.to_regions(mask)
     _check_regions(predicted, reference, task)
-    row, columns = {}, score_columns(task)
+    row, columns, diagonal = {}, score_columns(task), float(np.hypot(*mask.shape))
+    predicted, reference = _without_margin(predicted, reference)
     for name, p, r in zip(task.regions, predicted, reference):
-        for score, value in zip(_SCORES, _score_region(p, r)):
+        for score, value in zip(_SCORES, _score_region(p, r, diagonal)):
             row[f"{name}_{score}"] = value
     if "vcdr_error" in columns:
         row["vcdr_error"] = abs(scored_ratio(predicted) - scored_ratio(reference))
