@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGEST_SEED', 'PACKAGES', 'ACROSS_DEVICES', 'ON_THIS_DEVICE', 'mend_torchvision', 'process_state', 'pick_device',
            'device_name', 'module_device', 'bf16_is_native', 'autocast', 'derived_seed', 'check_seed',
-           'package_versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'machine_facts', 'provenance',
-           'rank_and_world_size', 'shard', 'draws_on_device', 'noise_is_on_device', 'noise_on_device', 'NoiseTape',
+           'package_versions', 'git_commit', 'peak_memory_mb', 'Stopwatch', 'draws_on_device', 'machine_facts',
+           'provenance', 'rank_and_world_size', 'shard', 'noise_is_on_device', 'noise_on_device', 'NoiseTape',
            'sample_noise', 'global_noise', 'all_reduce_sum', 'broadcast_from_main', 'average_gradients']
 
 # %% ../../nbs/02_core.runtime.ipynb #47eff1af
@@ -183,11 +183,27 @@ class Stopwatch:
     def seconds(self):
         return round(time.perf_counter() - self.start, 2)
 
+# %% ../../nbs/02_core.runtime.ipynb #5b1f458f
+ACROSS_DEVICES, ON_THIS_DEVICE = "across devices", "on this device"
+
+
+def draws_on_device(reproducible: str | None, device) -> bool:
+    "Whether noise is drawn on `device`; None: on a GPU it is. `InputError` for another word."
+    known = (None, ACROSS_DEVICES, ON_THIS_DEVICE)
+    if reproducible not in known:
+        expected = f"{ACROSS_DEVICES!r}, {ON_THIS_DEVICE!r} or None"
+        raise InputError(f"reproducible={reproducible!r}: expected {expected}.")
+    if reproducible is None:
+        return torch.device(device).type == "cuda"
+    return reproducible == ON_THIS_DEVICE
+
 # %% ../../nbs/02_core.runtime.ipynb #9a74ce3f
-def machine_facts(device) -> dict:
-    "Where a step ran."
+def machine_facts(device, reproducible: str | None = None) -> dict:
+    "Where a step ran, and where its noise was drawn."
     device = pick_device(device)
+    own = draws_on_device(reproducible, device)
     return dict(
+        noise=ON_THIS_DEVICE if own else ACROSS_DEVICES,
         system=platform.system(),
         processor=platform.machine(),
         cores=os.cpu_count(),
@@ -209,7 +225,7 @@ def provenance(
         data_fingerprint=data_fingerprint,
         versions=package_versions(),
         commit=git_commit(),
-        machine=machine_facts(params.get("device", "auto")),
+        machine=machine_facts(params.get("device", "auto"), params.get("reproducible")),
         wall_s=watch.seconds(),
         parts_s=watch.parts,
         peak_memory_mb=peak_memory_mb(),
@@ -235,20 +251,8 @@ def shard(
     return x[rank::world]
 
 # %% ../../nbs/02_core.runtime.ipynb #ad2396b0
-ACROSS_DEVICES, ON_THIS_DEVICE = "across devices", "on this device"
 _on_device = contextvars.ContextVar("noise on the device", default=False)
 _tape = contextvars.ContextVar("tape", default=None)
-
-
-def draws_on_device(reproducible: str | None, device) -> bool:
-    "Whether noise is drawn on `device`; None: on a GPU it is. `InputError` for another word."
-    known = (None, ACROSS_DEVICES, ON_THIS_DEVICE)
-    if reproducible not in known:
-        expected = f"{ACROSS_DEVICES!r}, {ON_THIS_DEVICE!r} or None"
-        raise InputError(f"reproducible={reproducible!r}: expected {expected}.")
-    if reproducible is None:
-        return torch.device(device).type == "cuda"
-    return reproducible == ON_THIS_DEVICE
 
 
 @contextlib.contextmanager

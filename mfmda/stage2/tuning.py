@@ -10,8 +10,9 @@ __all__ = ['segmentation_loss', 'total_loss', 'choose_term', 'Batch', 'forward_p
 
 # %% ../../nbs/24_stage2.tuning.ipynb #310a2e04
 import contextlib
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -555,14 +556,20 @@ def _training_step(pairs, network, settings, run, target):
 def _on_device(given, device):
     "Pairs, or shots, with their images on a device; which pairs are used stays on the CPU."
     if isinstance(given, TargetTerm):
-        return replace(given, shots=given.shots.to(device))
+        return _with(given, shots=given.shots.to(device))
     if given is None:
         return None
-    source = replace(
-        given.source, images=given.source.images.to(device), masks=given.source.masks.to(device)
-    )
+    images, masks = given.source.images.to(device), given.source.masks.to(device)
     translated = None if given.translated is None else given.translated.to(device)
-    return replace(given, source=source, translated=translated)
+    source = _with(given.source, images=images, masks=masks)
+    return _with(given, source=source, translated=translated)
+
+
+def _with(given, **changes):
+    "A copy with other tensors, which have been checked already."
+    changed = copy.copy(given)
+    vars(changed).update(changes)
+    return changed
 
 # %% ../../nbs/24_stage2.tuning.ipynb #3e9a5eb7
 def _data_key(trained, pairs, target):

@@ -203,7 +203,8 @@ def run_options(
     profile: Profile, seed: int, checkpoint: Path | None = None, label: str = "training", key=()
 ) -> RunOptions:
     "Where and how a profile's trainings run."
-    return RunOptions(seed, profile.precision, profile.device, checkpoint, key, label)
+    given = seed, profile.precision, profile.device, checkpoint, key, label
+    return RunOptions(*given, reproducible=profile.reproducible)
 
 # %% ../../nbs/34_study.pipeline.ipynb #3a6c56c2
 @dataclass

@@ -54,6 +54,8 @@ class Profile(Settings):
     validation: float = Field(0.15, gt=0, lt=1)  # fraction of the source's training images
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    # where noise is drawn; None: on a GPU on this device, else the same on every device
+    reproducible: Literal["across devices", "on this device"] | None = None
     budget: PositiveFloat | None = (
         None  # minutes that `adapt` may take; None: as long as it needs
     )
