@@ -236,6 +236,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                    'mfmda.data.public._found_centre': ('data.public.html#_found_centre', 'mfmda/data/public.py'),
                                    'mfmda.data.public._listed': ('data.public.html#_listed', 'mfmda/data/public.py'),
                                    'mfmda.data.public._mask_centre': ('data.public.html#_mask_centre', 'mfmda/data/public.py'),
+                                   'mfmda.data.public._matlab_variable': ('data.public.html#_matlab_variable', 'mfmda/data/public.py'),
                                    'mfmda.data.public._members': ('data.public.html#_members', 'mfmda/data/public.py'),
                                    'mfmda.data.public._photos': ('data.public.html#_photos', 'mfmda/data/public.py'),
                                    'mfmda.data.public._printable': ('data.public.html#_printable', 'mfmda/data/public.py'),

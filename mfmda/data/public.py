@@ -9,10 +9,13 @@ __all__ = ['LAYOUTS', 'COLUMNS', 'ZENODO', 'SOURCES', 'Photo', 'Layout', 'find_p
 # %% ../../nbs/07_data.public.ipynb #76001493
 import filecmp
 import hashlib
+import io
 import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -249,17 +252,29 @@ def _read_votes(paths, votes):
     return understand(paths[0], disc.astype(np.uint8) + cup)[1]
 
 # %% ../../nbs/07_data.public.ipynb #69d6d89f
+_MATLAB_READER = """
+import sys
+import numpy
+from scipy.io import loadmat
+numpy.save(sys.stdout.buffer, loadmat(sys.argv[1])["mask"], allow_pickle=False)
+"""
+
+
+def _matlab_variable(path):
+    "The variable `mask`. A damaged file can end the process that reads it, so it has its own."
+    command = [sys.executable, "-c", _MATLAB_READER, os.fspath(path)]
+    ran = subprocess.run(command, capture_output=True, check=False)
+    if ran.returncode == 0:
+        return np.load(io.BytesIO(ran.stdout), allow_pickle=False)
+    said = ran.stderr.decode(errors="replace").strip().splitlines()
+    why = said[-1].partition(":")[0] if said and ran.returncode > 0 else "its reader broke down"
+    found = f"no MATLAB file with a variable 'mask' ({why})"
+    raise InputError(f"{path}: {found}; copy it again.")
+
+
 def _read_matlab(path, encoding):
     "Labels of ORIGA's MATLAB file."
-    from scipy.io import loadmat
-
-    try:
-        mask = loadmat(path)["mask"]
-    except Exception as error:
-        raise InputError(
-            f"{path}: no MATLAB file with a variable 'mask' ({type(error).__name__}); "
-            "copy it again."
-        ) from None
+    mask = _matlab_variable(path)
     values = np.unique(mask)
     if set(values) != {0, 1, 2}:
         raise InputError(
