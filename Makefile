@@ -20,7 +20,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk
+.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk gpu
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -87,6 +87,11 @@ benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME'
 
 # the browser is Debian's, whose name is chromium; playwright's own browsers are not fetched
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
+# without $(READY): a machine with a GPU may have no network, and its own torch
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu: ## on a machine with a GPU: figures/gpu.json, then real128 as far as eight minutes go (goes on where it stopped; DEVICE=cpu SMALL=1: a proof)
+	$(call stage,gpu,$(INSIDE) PYTHONPATH=$(CURDIR) $(GPU_PYTHON) tests/benchmarks/gpu.py --device $(or $(DEVICE),cuda) $(if $(SMALL),--small --root "$$(mktemp -d)"))
+
 test-browser: $(READY) ## move every slider and button of the pages in a real browser (needs chromium)
 	@[ -n "$(CHROMIUM)" ] || { echo "test-browser needs Chromium: apt-get install chromium (or name one: make test-browser CHROMIUM=/path)." >&2; exit 1; }
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'

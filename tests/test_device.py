@@ -1,6 +1,6 @@
 """An ordinary update of each training asks its device for nothing and sends it nothing.
 
-The device is torch's `meta`: it has shapes and no numbers, so that a number that is read is an error.
+The device is torch's `meta`: it has shapes and no numbers, so reading a number is an error.
 """
 
 import contextlib

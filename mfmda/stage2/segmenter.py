@@ -39,7 +39,7 @@ from ..data.readers import DISC_CUP, Task
 from ..data.sets import FundusSet
 from ..stage1.encoders import check_images, load_tensors
 from .foundation import Foundation, build_foundation
-from .settings import SegmentSettings
+from .settings import DecoderSettings, SegmentSettings
 
 mend_torchvision()
 
@@ -135,14 +135,16 @@ class SegmentationModel(nn.Module):
         self,
         foundation: Foundation,
         decoder: Decoder | None = None,  # None: a fresh one
-        seed: int = 0,  # of a fresh decoder
-        prior: tuple[float, ...] = PRIOR,  # of a fresh decoder
+        seed: int = 0,  # of a fresh decoder, as what follows
+        prior: tuple[float, ...] = PRIOR,
+        shape: DecoderSettings = DecoderSettings(),
     ):
         super().__init__()
         if decoder is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                decoder = Decoder(foundation.channels, prior=prior)
+                how = shape.model_dump()
+                decoder = Decoder(foundation.channels, **how, prior=prior)
         made_for, given = decoder.config["channels"], list(foundation.channels)
         if made_for != given:
             raise InputError(

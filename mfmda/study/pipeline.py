@@ -103,7 +103,7 @@ def new_mfm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # LoRA's A is drawn at random
         foundation = build_foundation(name, weights, settings.trainable, lora, size)
-        return SegmentationModel(foundation, seed=seed, prior=prior)
+        return SegmentationModel(foundation, None, seed, prior, settings.decoder)
 
 # %% ../../nbs/34_study.pipeline.ipynb #6bc7e696
 def new_unet(seed: int, regions: int = 2) -> SmallUNet:

@@ -1,17 +1,13 @@
-"""Seconds of an update on a GPU, drawn on the device and as every device would draw.
+"""Seconds of an update on a GPU, drawn on the device and as every device would draw."""
 
-`python tests/benchmarks/on_gpu.py figures/gpu.json [--device cpu --small]`. Each result is written
-when it is there.
-"""
-
-import argparse
+import json
 import time
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mfmda.core.files import write_json
+from mfmda.core.files import InputError, write_json
 from mfmda.core.runtime import (
     ACROSS_DEVICES,
     ON_THIS_DEVICE,
@@ -30,6 +26,8 @@ from mfmda.stage2.foundation import build_foundation
 from mfmda.stage2.segmenter import Decoder, SegmentationModel
 from mfmda.stage2.settings import LoraSettings, SegmentSettings
 from mfmda.stage2.tuning import Pairs, train_segmenter
+from mfmda.study.pipeline import new_mfm
+from mfmda.study.profiles import load_profile
 
 BF16_PEAK = 790e12  # of an H100 or H200, as measured with a large product of matrices
 WAYS = (ACROSS_DEVICES, ON_THIS_DEVICE)
@@ -65,7 +63,6 @@ class Cases:
         n, size = (16, 32) if small else (340, 64)
         self.eyes = load_phantoms("phantom_a", 1, 0, n, size)
         self.shots = load_phantoms("phantom_b", 1, 20000, 10, size)
-        self.settings = dict(small=small)
 
     def run(self, way):
         return RunOptions(precision="bf16", device=self.device, reproducible=way)
@@ -86,9 +83,7 @@ class Cases:
         "Eq. 8, two micro-steps of four images."
         encoder = load_encoder("efficientnet_lite0", 96)
         style = load_style("efficientnet_lite0")
-        data = Stage1.prepare(
-            self.eyes.images, self.shots.images, encoder, style, self.device
-        )
+        data = Stage1.prepare(self.eyes.images, self.shots.images, encoder, style, self.device)
 
         def train(steps):
             model = FusedUNet(build_unet(self.eyes.size, self.unet([32, 64, 128])))
@@ -98,7 +93,9 @@ class Cases:
 
     def translate(self, way, channels):
         "The paper's recipe; images a second."
-        model = FusedUNet(build_unet(self.eyes.size, self.unet(channels))).to(self.device).eval()
+        model = (
+            FusedUNet(build_unet(self.eyes.size, self.unet(channels))).to(self.device).eval()
+        )
         x, recipe = self.eyes.float_images(), Recipe(ddim_steps=2 if self.small else 25)
         batch = 64 if way == ACROSS_DEVICES else None
 
@@ -110,7 +107,9 @@ class Cases:
 
     def segment(self, way):
         "Eq. 12 with the paper's ViT-L/16 and LoRA, 224 px, eight pairs."
-        name, size = ("vit_tiny_patch16_224", 64) if self.small else ("vit_large_patch16_224", 224)
+        name, size = (
+            ("vit_tiny_patch16_224", 64) if self.small else ("vit_large_patch16_224", 224)
+        )
         eyes = load_phantoms("phantom_a", 1, 0, 16, size)
         how = SegmentSettings(batch=8, statistics="running")
 
@@ -126,48 +125,93 @@ class Cases:
             train_segmenter(pairs, network(), how.replace(steps=steps), self.run(way))
 
         found = an_update(train, self.device, self.few // 2, self.many // 2)
-        with FlopCounterMode(display=False) as counted:
-            train(1)
-        # measured statistics look at every image once more, forward
-        flops = counted.get_total_flops()
+        flops = self.flops_of(train)
         return found | dict(flops=flops, of_bf16_peak=flops / found["update_s"] / BF16_PEAK)
 
+    def paper_ddpm(self, way):
+        "Eq. 2 at full size, two micro-steps an update; hours of all updates, extrapolated."
+        how = load_profile("paper").ddpm
+        size = 32 if self.small else 224
+        how = how.replace(channels=self.unet(how.channels))
+        images = load_phantoms("phantom_a", 1, 0, 32, size).images
+
+        def train(steps):
+            train_ddpm(images, how.replace(steps=steps), self.run(way))
+
+        return self.full_size(train, how.steps)
+
+    def paper_segment(self, way):
+        "Eq. 12 at full size."
+        profile, size = load_profile("paper"), 64 if self.small else 224
+        name = "vit_tiny_patch16_224" if self.small else "vit_large_patch16_224"
+        profile = profile.replace(foundation=dict(image_size=size))
+        eyes, how = load_phantoms("phantom_a", 1, 0, 16, size), profile.segment
+
+        def train(steps):
+            network = new_mfm(profile, name, "random", 0)
+            pairs = Pairs(eyes, eyes.images.flip(1))
+            train_segmenter(pairs, network, how.replace(steps=steps), self.run(way))
+
+        return self.full_size(train, how.steps)
+
+    def full_size(self, train, updates):
+        "Seconds of an update, its share of the peak, its memory, and hours of all."
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        found = an_update(train, self.device, *((1, 2) if self.small else (3, 8)))
+        flops = self.flops_of(train)
+        found |= dict(of_bf16_peak=flops / found["update_s"] / BF16_PEAK)
+        if self.device.type == "cuda":
+            found["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return found | dict(extrapolated_hours=found["update_s"] * updates / 3600)
+
+    @staticmethod
+    def flops_of(train):
+        "Floating-point operations of one update."
+        with FlopCounterMode(display=False) as counted:
+            train(1)
+        return counted.get_total_flops()
+
     def all(self):
-        "name -> way -> what is measured."
+        "name -> the ways in which it is measured, and what measures."
         small, large = [32, 64, 128], [64, 128, 256]
+        here = (ON_THIS_DEVICE,)
         return {
-            "DDPM update, 64 px, U-Net 32-64-128, batch 16": lambda w: self.ddpm(w, small, 16),
-            "DDPM update, 64 px, U-Net 64-128-256, batch 64": lambda w: self.ddpm(w, large, 64),
-            "adaptation update, 64 px, U-Net 32-64-128": self.adapt,
-            "translation, 340 images, 64 px, U-Net 64-128-256": lambda w: self.translate(w, large),
-            "stage-2 update, ViT-L/16, 224 px, batch 8": self.segment,
+            "DDPM update, 64 px, U-Net 32-64-128, batch 16": (
+                WAYS,
+                lambda way: self.ddpm(way, small, 16),
+            ),
+            "DDPM update, 64 px, U-Net 64-128-256, batch 64": (
+                WAYS,
+                lambda way: self.ddpm(way, large, 64),
+            ),
+            "translation, 340 images, 64 px, U-Net 64-128-256": (
+                WAYS,
+                lambda way: self.translate(way, large),
+            ),
+            "adaptation update, 64 px, U-Net 32-64-128": (WAYS, self.adapt),
+            "stage-2 update, ViT-L/16, 224 px, batch 8": (WAYS, self.segment),
+            "paper: DDPM update": (here, self.paper_ddpm),
+            "paper: stage-2 update": (here, self.paper_segment),
         }
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", default="", help="cases whose name begins so")
-    args = parser.parse_args()
-    cases, found = Cases(args.device, args.small), {}
-    for name, measure in cases.all().items():
-        if not name.startswith(args.only):
-            continue
-        for way in WAYS:
+def measure(file: Path, device: str, small: bool, end: float):
+    "Write what is measured before `end` (of time.monotonic), case by case; paper's steps last."
+    cases, found = Cases(device, small), {}
+    about = dict(device=device_name(cases.device), versions=package_versions())
+    about |= dict(commit=git_commit(), small=small)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for name, (ways, case) in cases.all().items():
+        for way in ways:
+            if time.monotonic() > end:
+                return
             start = time.perf_counter()
             try:
-                numbers = measure(way)
-            except Exception as error:
+                numbers = case(way)
+            except (RuntimeError, InputError) as error:
                 numbers = dict(error=f"{type(error).__name__}: {error}"[:400])
             numbers["measured_in_s"] = round(time.perf_counter() - start, 1)
             found.setdefault(name, {})[way] = numbers
-            told = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
-            print(f"{name} | {way}: {told}", flush=True)
-            about = dict(device=device_name(cases.device), versions=package_versions())
-            write_json(args.file, about | dict(commit=git_commit(), small=args.small, cases=found))
-
-
-if __name__ == "__main__":
-    main()
+            print(f"{name} | {way}: {json.dumps(numbers)}", flush=True)
+            write_json(file, about | dict(cases=found))
