@@ -20,7 +20,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk gpu
+.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk gpu test-cluster
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -87,6 +87,9 @@ benchmark: $(READY) ## each step beside its plain formulation (NAMES='NAME NAME'
 
 # the browser is Debian's, whose name is chromium; playwright's own browsers are not fetched
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
+test-cluster: $(READY) ## start a Slurm of one node (as root), disturb the smoke profile on it, compare with a local run: figures/cluster.json
+	$(call stage,cluster,$(INSIDE) $(TESTING) $(BIN)/python tests/cluster.py)
+
 # without $(READY): a machine with a GPU may have no network, and its own torch
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu: ## on a machine with a GPU: figures/gpu.json, then real128 as far as eight minutes go (goes on where it stopped; DEVICE=cpu SMALL=1: a proof)
