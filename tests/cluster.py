@@ -21,6 +21,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import psutil
+
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
 TABLES = (
@@ -130,9 +132,12 @@ class Slurm:
 
     def kill_node(self):
         "The node's program and every job's, at once, as by a power cut."
-        for name in ("slurmd", "slurmstepd"):
-            subprocess.run(["pkill", "-KILL", name], check=False)
-        subprocess.run(["pkill", "-KILL", "-f", "mfmda.use.cli"], check=False)
+        node = psutil.Process(int((self.box / "slurmd.pid").read_text()))
+        steps = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "slurmstepd"]
+        inside = [child for step in steps for child in step.children(recursive=True)]
+        for process in (node, *steps, *inside):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def jobs(self) -> list[dict]:
         "What Slurm knows of each job."
@@ -163,22 +168,25 @@ def snakemake(checkout: Path, env: dict, *words, **how):
     return subprocess.Popen(command, cwd=checkout, env=env, **how)
 
 
+def in_the_middle(slurm: Slurm, process) -> str:
+    "The number of a job that has run for some seconds."
+    while process.poll() is None:
+        before = slurm.running()
+        time.sleep(5)
+        if still := set(before) & set(slurm.running()):
+            return min(still, key=int)
+    sys.exit("cluster: the run ended before it could be disturbed")
+
+
 def disturb(slurm: Slurm, process):
     "Kill a running job, then the node; yields what was done."
-    for harm in ("job", "node"):
-        while not slurm.running() and process.poll() is None:
-            time.sleep(0.5)
-        time.sleep(8)  # in the middle of a step
-        if process.poll() is not None:
-            sys.exit("cluster: the run ended before it could be disturbed")
-        if harm == "job":
-            slurm.run("scancel", "--signal=KILL", "--full", slurm.running()[0])
-        else:
-            slurm.kill_node()
-            time.sleep(3)
-            slurm.start_node()
-        yield harm
-        time.sleep(5)
+    slurm.run("scancel", "--signal=KILL", "--full", in_the_middle(slurm, process))
+    yield "a job"
+    in_the_middle(slurm, process)
+    slurm.kill_node()
+    time.sleep(3)
+    slurm.start_node()
+    yield "the node"
 
 
 def seconds(job: dict, first: str, last: str) -> float:
@@ -209,6 +217,9 @@ def main():
             run = snakemake(box / "cluster", slurm.env, *words)
             found["harm"] = list(disturb(slurm, run))
             if run.wait():
+                for log in (box / "cluster" / ".snakemake" / "slurm_logs").rglob("*.log"):
+                    print(f"== {log.name}", log.read_text(errors="replace")[-1500:], sep="\n")
+                print((box / "slurm" / "slurmd.log").read_text()[-3000:])
                 sys.exit("cluster: the run on the cluster failed")
             found["wall_s"] = round(time.monotonic() - start, 1)
             jobs = slurm.jobs()

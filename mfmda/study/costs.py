@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STAGES', 'ROWS_TUNED', 'WORTH', 'PATIENCE', 'TRYING', 'SOURCE_STAGES', 'check_stages', 'step_at', 'seconds_of',
            'flops_of', 'measure_stage', 'measure', 'how_often', 'copies_kept', 'estimate', 'quickest',
-           'adaptation_stages', 'TimedStage', 'time_stages', 'stage_lines', 'try_out', 'within_budget', 'minutes_of']
+           'adaptation_stages', 'TimedStage', 'time_stages', 'stage_lines', 'try_out', 'within_budget', 'minutes_of',
+           'step_hours', 'longest_ways', 'hours_on']
 
 # %% ../../nbs/39_study.costs.ipynb #fe906a80
 import contextlib
@@ -38,7 +39,7 @@ from ..core.training import RunOptions
 from ..data.sets import load_phantoms
 from ..stage1.colour import BY_REGION
 from ..stage1.ddpm import FusedUNet, build_unet, train_ddpm, warm_up_fusion
-from ..stage1.encoders import clip_encoder, load_encoder, load_style
+from ..stage1.encoders import clip_encoder, load_encoder, load_style_or_packaged
 from ..stage1.objective import Stage1, adapt_ddpm
 from ..stage1.translate import Translator, translate
 from ..stage2.tuning import Pairs, train_segmenter
@@ -109,7 +110,13 @@ def _encoder(p):
 
 def _adaptation(p, run):
     source, shots = _eyes(p, p.adapt.batch).images, _eyes(p, p.few_shot).images.flip(1)
-    data = Stage1.prepare(source, shots, _encoder(p), load_style(p.adapt.style), run.device)
+    data = Stage1.prepare(
+        source,
+        shots,
+        _encoder(p),
+        load_style_or_packaged(p.adapt.style, p.adapt.style_relative)[0],
+        run.device,
+    )
     unet = _unet(p)
 
     def steps(n):
@@ -452,3 +459,51 @@ def minutes_of(budget: str) -> float:
     if not found or float(found[1]) == 0:
         raise InputError(f"budget={budget!r}: expected a time such as 30m, 1.5h or 90s.")
     return float(found[1]) * dict(s=1 / 60, m=1, h=60)[found[2]]
+
+# %% ../../nbs/39_study.costs.ipynb #8008111b
+def step_hours(p: Profile, each: dict, key: tuple, images: int = 272) -> float:
+    "Hours of a job of the plan; `each`: hours of one step, update or image of each stage."
+    step, _, _, row = key
+    scores = p.adapt.score_images * (p.adapt.steps // p.adapt.score_every + 1)
+    tunings = {
+        "4_foundation": len(p.foundation.candidates) + 3,  # both statistics, U-Net, scorer
+        "5_rivals": len(RIVALS),
+        "5_segment": 1 if row else 2,
+    }
+    if step in tunings:
+        return tunings[step] * p.segment.steps * each["segmentation"]
+    if step == "1_source_ddpm":
+        updates = p.ddpm.steps * p.ddpm.accumulate
+        return updates * each["source_ddpm"] + p.fusion.steps * each["fusion"]
+    if step == "2_adapt":
+        drawn = scores * each["translation_default"]
+        return p.adapt.steps * each["adaptation"] + drawn
+    if step == "3_translate":
+        return images * sum(each[f"translation_{name}"] for name in p.recipes)
+    return 0.1  # a report
+
+# %% ../../nbs/39_study.costs.ipynb #456ca62d
+def longest_ways(graph: dict, hours: dict) -> dict:
+    "Hours from the start of each job to the end of all that wait for it."
+    after = {key: [k for k, facts in graph.items() if key in facts["needs"]] for key in graph}
+    found = {}
+    for key in reversed(graph):  # what a job needs stands before it
+        found[key] = hours[key] + max((found[k] for k in after[key]), default=0.0)
+    return found
+
+
+def hours_on(graph: dict, hours: dict, gpus: int) -> float:
+    "Hours until the last job of a plan has ended, where each takes one of so many GPUs."
+    ways, ends, now, busy = longest_ways(graph, hours), {}, 0.0, []
+    while len(ends) < len(graph):
+        free = [k for k, facts in graph.items() if k not in ends and _over(facts, ends, now)]
+        for key in sorted(free, key=ways.get, reverse=True)[: gpus - len(busy)]:
+            ends[key] = now + hours[key]
+            busy.append(ends[key])
+        now = min(busy)
+        busy = [end for end in busy if end > now]
+    return max(ends.values())
+
+
+def _over(facts, ends, now):
+    return all(ends.get(need, math.inf) <= now for need in facts["needs"])
