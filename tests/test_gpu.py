@@ -12,7 +12,7 @@ import on_gpu
 
 def test_it_measures_runs_and_goes_on(tmp_path):
     command = [sys.executable, gpu.__file__, "--device", "cpu", "--small", "--root", tmp_path]
-    done = subprocess.run([*command, "--minutes", "0.9", "--workers", "1"], check=False)
+    done = subprocess.run([*command, "--minutes", "1.5", "--workers", "1"], check=False)
     assert done.returncode == 0
     told = json.loads((tmp_path / "figures" / "gpu.json").read_text(encoding="utf-8"))
     cases = on_gpu.Cases("cpu", small=True).all()
