@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'AHEAD', 'KINDS', 'Step', 'Lookahead', 'move_optimiser', 'set_learning_rate', 'follow', 'Recording',
-           'may_record', 'kind_of', 'Recordings', 'DeviceUpdates', 'beside', 'stays_on_device', 'Recorded', 'recorded']
+           'may_record', 'kind_of', 'Recordings', 'DeviceUpdates', 'beside', 'stopped', 'stays_on_device', 'Recorded',
+           'recorded']
 
 # %% ../../nbs/02b_core.graphs.ipynb #bb5e0ae2
 import contextlib
@@ -209,11 +210,9 @@ class DeviceUpdates:
 
     def __call__(self, i: int):
         "Update i; nothing is read."
-        self.unread, self.i, n = (
-            i if self.unread is None else self.unread,
-            i,
-            self.loop.accumulate,
-        )
+        if self.unread is None:
+            self.unread = i
+        self.i, n = i, self.loop.accumulate
         if self.loop.schedule:
             set_learning_rate(self.optimizer, self.loop.schedule(i))
         drawn = [self.ahead[j] for j in range(i * n, (i + 1) * n)]
@@ -245,7 +244,9 @@ class DeviceUpdates:
         ]
         *values, odd = torch.stack([*values, self.odd]).tolist()
         if odd:
-            raise TrainingError(_not_finite(self.run, self.unread, self.i))
+            first, last = self.unread, self.i
+            steps = f"steps {first} to {last}" if first < last else f"step {last}"
+            raise stopped(self.run, f"the loss or the gradient of {steps} is not finite")
         self.unread, told = None, dict(zip(self.last, values))
         if (world := rank_and_world_size()[1]) > 1:
             whole = all_reduce_sum(torch.tensor(told["loss"], device=self.odd.device))
@@ -266,13 +267,13 @@ def beside(stream):
     outside.wait_stream(stream)
 
 
-def _not_finite(run, first, last):
+def stopped(run, found: str) -> TrainingError:
+    "The error that ends a training: what was found, what is kept of the run, what to do."
     kept = "no checkpoint was asked for"
     if run.checkpoint:
         kept = f"the last checkpoint, {run.checkpoint}, is untouched"
-    steps = f"steps {first} to {last}" if first < last else f"step {last}"
-    found = f"{run.label}: the loss or the gradient of {steps} is not finite; {kept}"
-    return f"{found}. Lower the learning rate or look at the data."
+    remedy = "Lower the learning rate or look at the data."
+    return TrainingError(f"{run.label}: {found}; {kept}. {remedy}")
 
 
 def stays_on_device(step, run) -> bool:

@@ -35,7 +35,7 @@ from mfmda.core.files import (
     is_main_process,
     wait_for_everyone,
 )
-from .graphs import DeviceUpdates, set_learning_rate, stays_on_device
+from .graphs import DeviceUpdates, set_learning_rate, stays_on_device, stopped
 from mfmda.core.runtime import (
     ON_THIS_DEVICE,
     all_reduce_sum,
@@ -231,11 +231,7 @@ def _sum_gradients(step, i, run, accumulate):
 
 def _stop_unless_finite(value, what, i, run):
     if not torch.isfinite(value):
-        kept = "no checkpoint was asked for"
-        if run.checkpoint:
-            kept = f"the last checkpoint, {run.checkpoint}, is untouched"
-        found = f"{run.label}: the {what} of step {i} is {value.item()}; {kept}"
-        raise TrainingError(f"{found}. Lower the learning rate or look at the data.")
+        raise stopped(run, f"the {what} of step {i} is {value.item()}")
 
 # %% ../../nbs/03_core.training.ipynb #057c5f66
 def update(step, i: int, optimizer, run: RunOptions, loop: LoopOptions) -> dict:
@@ -314,16 +310,17 @@ def fit(
         bar = _progress(first, end, run.label)
         for i in bar:
             updates(i)
-            if i % loop.log_every == 0 or i == steps - 1:
+            told = i % loop.log_every == 0 or i == steps - 1
+            due = run.checkpoint and ((i + 1) % loop.every == 0 or i == end - 1)
+            if told or due:
                 logged = updates.numbers()
+            if told:
                 history.append(dict(step=i) | logged)
                 log(logged, step=i)
                 bar.set_postfix(loss=f"{logged['loss']:.4f}")
             if loop.after:
                 loop.after(i)
-            due = (i + 1) % loop.every == 0 or i == end - 1
-            if run.checkpoint and due:
-                updates.numbers()
+            if due:
                 save_checkpoint(run.checkpoint, saved, optimizer, i + 1, key, history)
     return history
 

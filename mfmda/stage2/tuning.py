@@ -439,21 +439,22 @@ def _generator(seed, i):
     return torch.Generator().manual_seed(derived_seed(seed, i))
 
 
-def _mine(tensors):
-    "This process's part of each of several tensors, under names."
-    return {name: shard(x) for name, x in tensors.items()}
+def _drawn(index, generator, settings):
+    "Numbers of pictures, and how each is augmented: this process's part."
+    ranges = settings.augmentation.model_dump()
+    A, c, b = draw_augmentation(len(index), generator, **ranges)
+    return {name: shard(x) for name, x in dict(index=index, A=A, c=c, b=b).items()}
 
 
 def draw_pairs(pairs: Pairs, settings: SegmentSettings, seed: int, b: int) -> dict:
     "Images of batch `b`, how each is augmented, and which pairs are used: this process's part."
-    n, views = len(pairs.source), settings.cached_augmentations
-    index, generator, drawn = batch_indices(n, settings.batch, seed, b), _generator(seed, b), {}
+    n, views, shown = len(pairs.source), settings.cached_augmentations, {}
+    index, generator = batch_indices(n, settings.batch, seed, b), _generator(seed, b)
     if views is not None:
-        drawn["views"] = view_numbers(index, b, n, views)
-        generator = [_generator(seed, v) for v in drawn["views"].tolist()]
-    ranges = settings.augmentation.model_dump()
-    A, c, light = draw_augmentation(len(index), generator, **ranges)
-    drawn = _mine(drawn | dict(index=index, A=A, c=c, b=light))
+        numbers = view_numbers(index, b, n, views)
+        generator = [_generator(seed, view) for view in numbers.tolist()]
+        shown = dict(views=shard(numbers))
+    drawn = _drawn(index, generator, settings) | shown
     if pairs.keep is None:
         return drawn
     used = pairs.keep[index]
@@ -465,9 +466,8 @@ def draw_pairs(pairs: Pairs, settings: SegmentSettings, seed: int, b: int) -> di
 def draw_shots(target: TargetTerm, settings: SegmentSettings, seed: int, b: int) -> dict:
     "The same for target images."
     index = batch_indices(len(target.shots), settings.batch, seed + 1, b)
-    ranges = settings.augmentation.model_dump()
-    A, c, light = draw_augmentation(len(index), _generator(seed, b + 1), **ranges)
-    return {f"shots_{k}": x for k, x in _mine(dict(index=index, A=A, c=c, b=light)).items()}
+    drawn = _drawn(index, _generator(seed, b + 1), settings)
+    return {f"shots_{name}": x for name, x in drawn.items()}
 
 # %% ../../nbs/24_stage2.tuning.ipynb #5de9781b
 def _augmented(sets, masks, index, A, c, b):

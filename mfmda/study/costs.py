@@ -466,7 +466,8 @@ def step_hours(p: Profile, each: dict, key: tuple, images: int = 272) -> float:
     step, _, _, row = key
     scores = p.adapt.score_images * (p.adapt.steps // p.adapt.score_every + 1)
     tunings = {
-        "4_foundation": len(p.foundation.candidates) + 3,  # both statistics, U-Net, scorer
+        # the candidates, the U-Net and the scorer; other statistics need no other training
+        "4_foundation": len(p.foundation.candidates) + 2,
         "5_rivals": len(RIVALS),
         "5_segment": 1 if row else 2,
     }

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mfmda.core.files import InputError, write_json
 from mfmda.core.runtime import (
@@ -26,6 +25,7 @@ from mfmda.stage2.foundation import build_foundation
 from mfmda.stage2.segmenter import Decoder, SegmentationModel
 from mfmda.stage2.settings import LoraSettings, SegmentSettings
 from mfmda.stage2.tuning import Pairs, train_segmenter
+from mfmda.study.costs import flops_of, seconds_of
 from mfmda.study.pipeline import new_mfm
 from mfmda.study.profiles import load_profile
 
@@ -33,24 +33,9 @@ BF16_PEAK = 790e12  # of an H100 or H200, as measured with a large product of ma
 WAYS = (ACROSS_DEVICES, ON_THIS_DEVICE)
 
 
-def finished(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(work, device):
-    finished(device)
-    start = time.perf_counter()
-    work()
-    finished(device)
-    return time.perf_counter() - start
-
-
 def an_update(train, device, few, many):
     "Seconds of the first update, and of each later one: train(steps)."
-    first = seconds(lambda: train(1), device)
-    short = seconds(lambda: train(few), device)
-    long = seconds(lambda: train(many), device)
+    first, short, long = (seconds_of(train, n, device) for n in (1, few, many))
     return dict(first_s=first, update_s=(long - short) / (many - few))
 
 
@@ -99,10 +84,10 @@ class Cases:
         x, recipe = self.eyes.float_images(), Recipe(ddim_steps=2 if self.small else 25)
         batch = 64 if way == ACROSS_DEVICES else None
 
-        def all_of_them():
+        def all_of_them(_):
             translate(Translator(model), x, recipe, self.run(way), batch=batch)
 
-        took = [seconds(all_of_them, self.device) for _ in range(3)]
+        took = [seconds_of(all_of_them, len(x), self.device) for _ in range(3)]
         return dict(first_s=took[0], images_per_s=len(x) / min(took[1:]))
 
     def segment(self, way):
@@ -125,7 +110,7 @@ class Cases:
             train_segmenter(pairs, network(), how.replace(steps=steps), self.run(way))
 
         found = an_update(train, self.device, self.few // 2, self.many // 2)
-        flops = self.flops_of(train)
+        flops = flops_of(train, 1)
         return found | dict(flops=flops, of_bf16_peak=flops / found["update_s"] / BF16_PEAK)
 
     def paper_ddpm(self, way):
@@ -159,18 +144,11 @@ class Cases:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         found = an_update(train, self.device, *((1, 2) if self.small else (3, 8)))
-        flops = self.flops_of(train)
+        flops = flops_of(train, 1)
         found |= dict(of_bf16_peak=flops / found["update_s"] / BF16_PEAK)
         if self.device.type == "cuda":
             found["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return found | dict(extrapolated_hours=found["update_s"] * updates / 3600)
-
-    @staticmethod
-    def flops_of(train):
-        "Floating-point operations of one update."
-        with FlopCounterMode(display=False) as counted:
-            train(1)
-        return counted.get_total_flops()
 
     def all(self):
         "name -> the ways in which it is measured, and what measures."
