@@ -155,7 +155,9 @@ def generate(
 ) -> Tensor:  # (N, 3, S, S) in [0, 1], on the CPU
     "Images, drawn anew by the adapted model on its device."
     device = module_device(translator.model)
-    batch = batch or (8 if device.type == "cpu" else max(1, 2**21 // images[0, 0].numel()))
+    batch = batch or (
+        8 if device.type == "cpu" else max(1, 2**21 // math.prod(images.shape[2:]))
+    )
     on_device = draws_on_device(run.reproducible, device)
     rank, world = rank_and_world_size()
     out = torch.zeros_like(images)

@@ -7,6 +7,7 @@ at a time. Each result is written when it is there.
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import multiprocessing
@@ -63,6 +64,8 @@ def work(notebook: str, parameters: dict) -> tuple[float, str]:
         wrong = ""
     except BaseException:  # whatever it is, the other steps go on
         wrong = traceback.format_exc()
+    gc.collect()
+    torch.cuda.empty_cache()  # the other processes have the same memory
     return time.perf_counter() - start, wrong
 
 
