@@ -77,6 +77,7 @@ class Recipe(Settings):
     guidance: NonNegativeInt = 8  # N of φ_N; 0: none
     guidance_until: NonNegativeInt = 400  # t down to which it acts
     condition: bool = True
+    match_start: bool = False  # the start gets mean and spread of an inverted shot
     adapted: bool = True  # False: by the model before adaptation
     recolour: Literal["image", "regions", "balanced"] | None = (
         None  # palettes of the shots first

@@ -14,6 +14,7 @@ __all__ = ['bce', 'ADAPTERS', 'TARGET_TERMS', 'CutGenerator', 'patch_nce', 'Patc
 import copy
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -651,7 +652,12 @@ def dpl(
     return adapted
 
 # %% ../../nbs/31_study.rivals.ipynb #4d8b3bb4
-ADAPTERS = {"adabn": adabn, "tent": tent, "vptta": vptta, "dpl": dpl}
+ADAPTERS = {
+    "adabn": partial(adabn, share=0.5),
+    "tent": partial(tent, lr=3e-4),
+    "vptta": partial(vptta, settings=PromptSettings(lr=0.02)),
+    "dpl": partial(dpl, settings=DplSettings(threshold=0.5)),
+}
 
 # %% ../../nbs/31_study.rivals.ipynb #731bf643
 def self_information(logits: Tensor) -> Tensor:  # in [0, 1/e]
