@@ -180,12 +180,12 @@ def generate(
     images: Tensor,  # (N, 3, S, S) in [0, 1]
     recipe: Recipe,
     run: RunOptions = RunOptions(),
-    batch: int | None = None,  # at once; None: 8 on a CPU, 2²¹ pixels on a GPU
+    batch: int | None = None,  # at once; None: 8 on a CPU, 2¹⁹ pixels on a GPU
 ) -> Tensor:  # (N, 3, S, S) in [0, 1], on the CPU
     "Images, drawn anew by the adapted model on its device."
     device = module_device(translator.model)
     batch = batch or (
-        8 if device.type == "cpu" else max(1, 2**21 // math.prod(images.shape[2:]))
+        8 if device.type == "cpu" else max(1, 2**19 // math.prod(images.shape[2:]))
     )
     on_device = draws_on_device(run.reproducible, device)
     rank, world = rank_and_world_size()
