@@ -448,6 +448,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                      'mfmda.stage1.colour.match_regions': ('stage1.colour.html#match_regions', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.matrix_root': ('stage1.colour.html#matrix_root', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.moments': ('stage1.colour.html#moments', 'mfmda/stage1/colour.py'),
+                                     'mfmda.stage1.colour.more_views': ('stage1.colour.html#more_views', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.move_colours': ('stage1.colour.html#move_colours', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.recolour': ('stage1.colour.html#recolour', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.reinhard': ('stage1.colour.html#reinhard', 'mfmda/stage1/colour.py'),

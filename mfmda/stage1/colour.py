@@ -7,7 +7,7 @@ __all__ = ['TRANSLATORS', 'DARK', 'FLAT', 'BY_REGION', 'check_sets', 'to_uint8',
            'weighted_mean', 'total_weight', 'moments', 'matrix_root', 'transport', 'move_colours', 'to_lab', 'from_lab',
            'lab_statistics', 'reinhard', 'histogram', 'low_frequencies', 'fda', 'field_of_view', 'box_mean',
            'match_palette', 'balance', 'match_regions', 'recolour', 'find_discs', 'framed', 'window_moments',
-           'colour_map', 'vary_colours']
+           'colour_map', 'vary_colours', 'more_views']
 
 # %% ../../nbs/14_stage1.colour.ipynb #e85c3b72
 import math
@@ -353,3 +353,29 @@ def vary_colours(images: Tensor, seed: int = 0) -> Tensor:
     x = mean + (x - mean) * uniform(0.3, 1.2, 1) * uniform(0.7, 1.2)
     light = uniform(-1.2, 0.2, 1) + uniform(-0.7, 0.3)
     return to_uint8((x * light.exp() + uniform(-0.03, 0.12)) * 255)
+
+# %% ../../nbs/14_stage1.colour.ipynb #21c2fcc5
+def more_views(
+    images: Tensor,  # (N, 3, S, S) uint8
+    count: int,  # of each; the first is the image as it is
+    seed: int = 0,
+) -> Tensor:  # (N · count, 3, S, S) uint8
+    "Eyes, each also turned, zoomed, moved and in other gammas."
+    if count < 1:
+        raise InputError(f"views={count}: expected 1 or more.")
+    generator, n = torch.Generator().manual_seed(seed), len(images)
+
+    def uniform(reach, *shape):
+        return reach * (2 * torch.rand(n, *shape, generator=generator) - 1)
+
+    views = [images]
+    for _ in range(count - 1):
+        turn, zoom, move = uniform(math.pi / 12), uniform(0.14).exp(), uniform(0.2, 2, 1)
+        cos, sin = zoom * turn.cos(), zoom * turn.sin()
+        rows = torch.stack([cos, -sin, sin, cos], 1).view(n, 2, 2)
+        at = F.affine_grid(torch.cat([rows, move], 2), images.shape, align_corners=False)
+        how = dict(padding_mode="reflection", align_corners=False)
+        seen = F.grid_sample(images.float() / 255, at, **how).clamp(0, 1)
+        gamma = uniform(0.3, 3, 1, 1) + uniform(0.3, 1, 1, 1)
+        views.append(to_uint8(seen ** gamma.exp() * 255))
+    return torch.cat(views)

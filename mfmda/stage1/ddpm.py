@@ -9,6 +9,7 @@ __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimat
            'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #1f2b31bd
+import copy
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -396,7 +397,8 @@ def warm_up_fusion(
     "Train fusion layers with Eq. 2; the U-Net stays as it is."
     torch.manual_seed(run.seed)
     device = pick_device(run.device)
-    model = FusedUNet(unet.requires_grad_(False), start).to(device)
+    # a second training may start from the same layers
+    model = FusedUNet(unet.requires_grad_(False), copy.deepcopy(start)).to(device)
     optimizer = torch.optim.Adam(model.fusion.parameters(), lr=settings.lr)
 
     there = images.to(device)

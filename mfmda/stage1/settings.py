@@ -26,11 +26,13 @@ class DDPMSettings(Settings):
     shipped: str | None = (
         None  # a model of the package: taken where it fits, see stage1.shipped
     )
+    views: PositiveInt = 1  # of each image: turned, zoomed, moved, in other gammas
     low_memory: bool = False  # blocks are computed again on the way back; changes no number
 
     def of_training(self) -> dict:
         "The settings on which the weights depend."
-        return self.model_dump(exclude={"low_memory", "shipped"})
+        views = {"views"} if self.views == 1 else set()
+        return self.model_dump(exclude={"low_memory", "shipped"} | views)
 
 # %% ../../nbs/09_stage1.settings.ipynb #a0ae97c9
 class FusionSettings(Settings):

@@ -27,7 +27,7 @@ from mfmda.data.phantom import (
     random_camera,
 )
 from ..data.sets import FundusSet, few_shot, load_folder, load_set, split
-from ..stage1.colour import TRANSLATORS
+from ..stage1.colour import TRANSLATORS, more_views
 from ..stage1.ddpm import FusedUNet, load_fused, save_fused, train_ddpm, warm_up_fusion
 from mfmda.stage1.shipped import (
     WEIGHTS,
@@ -262,6 +262,7 @@ GENTLY = 0.1  # of the learning rate: a full one undoes what the package's model
 def _train_source_model(profile, images, folder, seed, halfway, start=None):
     "Eq. 2 for the U-Net, then for content fusion; a model that is given is trained on gently."
     folder, settings = Path(folder), profile.ddpm
+    images = more_views(images, settings.views, seed)
     if start is not None:
         settings = settings.replace(lr=settings.lr * GENTLY)
     begun = (start.unet, start.fusion) if start else (None, None)

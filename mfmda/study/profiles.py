@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'PROFILES_FOLDER', 'ROWS', 'TABLE1_STEPS', 'METHODS', 'SHORT', 'RIVALS', 'PAIRS', 'SOURCE_ONLY', 'BASELINES',
-           'STEP_READS', 'SourceSets', 'TargetSets', 'Profile', 'overlay', 'profile_names', 'load_profile', 'with_row',
-           'Row', 'find_row', 'rival_row', 'own_steps', 'other_statistics', 'methods_of', 'row_names', 'settings_of',
-           'migrate', 'Layout']
+           'STEP_READS', 'CHANGES_NOTHING', 'SourceSets', 'TargetSets', 'Profile', 'overlay', 'profile_names',
+           'load_profile', 'with_row', 'Row', 'find_row', 'rival_row', 'own_steps', 'other_statistics', 'methods_of',
+           'row_names', 'settings_of', 'migrate', 'Layout']
 
 # %% ../../nbs/32_study.profiles.ipynb #9048555c
 from dataclasses import dataclass
@@ -309,6 +309,10 @@ STEP_READS = {
 }
 
 
+# less memory, and a single view of each image, which is what a record without `views` had
+CHANGES_NOTHING = [("low_memory", True), ("low_memory", False), ("views", 1)]
+
+
 def settings_of(
     values: dict,  # `Profile.model_dump()`, or the "params" of a result file
     step: str,
@@ -322,8 +326,8 @@ def settings_of(
         for name in ("size", "validation", "precision", "source", *STEP_READS[step])
     }
     for name, group in own.items():
-        if isinstance(group, dict):  # a run that ran out of memory may go on with less
-            own[name] = {k: v for k, v in group.items() if k != "low_memory"}
+        if isinstance(group, dict):
+            own[name] = {k: v for k, v in group.items() if (k, v) not in CHANGES_NOTHING}
     if step == "2_adapt":
         own["recipe"] = values["recipes"]["default"]
     return own | (dict(target=values["targets"][target]) if target else {})
