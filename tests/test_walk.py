@@ -15,6 +15,7 @@ def test_readme_holds_what_the_walk_types():
     assert commands[0] == "make demo" and commands[1] == walk.ENTER
     assert [command.split()[1] for command in commands[2:]] == [
         "doctor",
+        "check",
         "adapt",
         "segment",
         "report",
@@ -58,6 +59,7 @@ STEPS = [
     "demo",
     "a folder of one's own",
     "doctor",
+    "check",
     "adapt",
     "segment",
     "report",

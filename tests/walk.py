@@ -140,6 +140,13 @@ def check_doctor(box, said):
     assert healthy, "doctor finds that something is missing"
 
 
+def check_check(box, said):
+    for told in ("home: 150 pictures found, 150 used, 150 with masks", "clinic: 10 pictures"):
+        assert told in said, f"check does not say {told!r}"
+    assert (box / "check.png").exists(), "check.png is missing"
+    assert "cannot be used" not in said, "check refuses some of the folders"
+
+
 def check_adapt(box, said):
     for name in ("run.json", "segmenter/config.json", "segmenter/README.md", "pairs/images"):
         assert (box / "run" / name).exists(), f"run/{name} is missing"
@@ -209,6 +216,7 @@ def check_evaluate(box, said):
 CHECKS = {
     "make demo": check_demo,
     "mfmda doctor": check_doctor,
+    "mfmda check": check_check,
     "mfmda adapt": check_adapt,
     "mfmda segment": check_segment,
     "mfmda report": check_report,
