@@ -441,6 +441,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                      'mfmda.stage1.colour.framed': ('stage1.colour.html#framed', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.from_lab': ('stage1.colour.html#from_lab', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.histogram': ('stage1.colour.html#histogram', 'mfmda/stage1/colour.py'),
+                                     'mfmda.stage1.colour.in_colours_of': ('stage1.colour.html#in_colours_of', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.lab_statistics': ('stage1.colour.html#lab_statistics', 'mfmda/stage1/colour.py'),
                                      'mfmda.stage1.colour.low_frequencies': ( 'stage1.colour.html#low_frequencies',
                                                                               'mfmda/stage1/colour.py'),

@@ -7,7 +7,7 @@ __all__ = ['TRANSLATORS', 'DARK', 'FLAT', 'BY_REGION', 'check_sets', 'to_uint8',
            'weighted_mean', 'total_weight', 'moments', 'matrix_root', 'transport', 'move_colours', 'to_lab', 'from_lab',
            'lab_statistics', 'reinhard', 'histogram', 'low_frequencies', 'fda', 'field_of_view', 'box_mean',
            'match_palette', 'balance', 'match_regions', 'recolour', 'find_discs', 'framed', 'window_moments',
-           'colour_map', 'vary_colours', 'more_views']
+           'colour_map', 'vary_colours', 'in_colours_of', 'more_views']
 
 # %% ../../nbs/14_stage1.colour.ipynb #e85c3b72
 import math
@@ -353,6 +353,14 @@ def vary_colours(images: Tensor, seed: int = 0) -> Tensor:
     x = mean + (x - mean) * uniform(0.3, 1.2, 1) * uniform(0.7, 1.2)
     light = uniform(-1.2, 0.2, 1) + uniform(-0.7, 0.3)
     return to_uint8((x * light.exp() + uniform(-0.03, 0.12)) * 255)
+
+# %% ../../nbs/14_stage1.colour.ipynb #019cde8f
+def in_colours_of(originals: Tensor, images: Tensor) -> Tensor:
+    "Images (N, 3, S, S) in [0, 1], translated, each in its original's colours again."
+    field = field_of_view(images) * field_of_view(originals)
+    each = torch.arange(len(images))
+    restored = match_palette(images, originals, (field, field), each)
+    return restored.clamp(0, 1) * field_of_view(images)
 
 # %% ../../nbs/14_stage1.colour.ipynb #21c2fcc5
 def more_views(

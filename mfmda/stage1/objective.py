@@ -23,7 +23,9 @@ from ..core.files import InputError, fingerprint, read_json, write_json
 from ..core.runtime import autocast, broadcast_from_main, global_noise, pick_device, shard
 from ..core.training import LoopOptions, RunOptions, batch_indices, exponential_average, fit
 from ..data.readers import DISC_CUP, Task
+from ..data.sets import FundusSet
 from .adaptor import DynamicInstanceAwareAdaptor, distribution_consistency_loss
+from .colour import in_colours_of
 from .ddpm import FusedUNet, ddpm_loss, estimate_x0, flip, q_sample, save_fused
 from .encoders import encode_all, style_loss
 from .settings import AdaptSettings
@@ -310,18 +312,18 @@ def style_distance(images: Tensor, style, target_grams: list) -> float:
 # %% ../../nbs/13_stage1.objective.ipynb #c77cc90a
 def score_translation(
     images: Tensor,  # (N, 3, S, S) in [0, 1], translated
-    masks: Tensor,  # (N, S, S), of the source
+    originals: FundusSet,  # what they were made of, with masks
     scorer,  # see `anatomy_kept`
     data: Stage1,
     seed: int = 0,  # of the draw of target images left out
-    task: Task = DISC_CUP,
 ) -> dict:  # target_distance is None where there are too few shots
     "The three numbers; `InputError` where no mask shows anything."
-    kept = anatomy_kept(scorer, images, masks, task).nanmean(0)
+    seen, task = in_colours_of(originals.float_images(), images), originals.task
+    kept = anatomy_kept(scorer, seen, originals.masks, task).nanmean(0)
     if kept.isnan().all():
         regions = " or ".join(task.regions)
         wanted = "expected labelled images, to see what a translation keeps"
-        raise InputError(f"none of the {len(masks)} masks shows {regions}; {wanted}.")
+        raise InputError(f"none of the {len(images)} masks shows {regions}; {wanted}.")
     scores = {}
     for region, dice in zip(task.regions, kept.tolist()):
         scores[f"{region}_kept"] = None if math.isnan(dice) else dice

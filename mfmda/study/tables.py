@@ -585,8 +585,8 @@ GENERATION_NOTE = (
     "both to the target images in brackets. "
     "Diversity: perceptual distance within clusters (more is better). "
     "Kept: Dice of a source-trained scorer against the source mask; "
-    "Reinhard moves no pixel, so what it loses here the scorer lost to style, "
-    "and only a lower value means that anatomy moved."
+    "it sees each translation in the colours of its original, "
+    "so that what it loses was lost with the anatomy."
 )
 
 # %% ../../nbs/37_study.tables.ipynb #f8d43915

@@ -313,15 +313,15 @@ def adapt_model(
         generated_fraction=1.0
     )  # copies that are only recoloured say nothing
     probe = run.validation.subset(range(min(settings.score_images, len(run.validation))))
-    task, images, masks = run.train.task, probe.float_images(), probe.masks
+    images, masks = probe.float_images(), probe.masks
 
     def score(model, step):
         translator.model = model
         options = run_options(run.profile, run.seed)
         moved = translate(translator, images, drawn, options, masks > 0)
-        return score_translation(moved, masks, scorer, data, run.seed, task)
+        return score_translation(moved, probe, scorer, data, run.seed)
 
-    before = score_translation(images, masks, scorer, data, run.seed, task)
+    before = score_translation(images, probe, scorer, data, run.seed)
     discs = translator.shot_discs
     judges = judged_by(scorer.network, [] if discs is None else discs, images, masks)
     key = (run.train.fingerprint, judges, recipe.model_dump(), data.encoder.describe())
