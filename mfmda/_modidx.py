@@ -490,6 +490,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                    'mfmda.stage1.ddpm.is_heard': ('stage1.ddpm.html#is_heard', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.load_ddpm': ('stage1.ddpm.html#load_ddpm', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.load_fused': ('stage1.ddpm.html#load_fused', 'mfmda/stage1/ddpm.py'),
+                                   'mfmda.stage1.ddpm.loss_by_time': ('stage1.ddpm.html#loss_by_time', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.phase': ('stage1.ddpm.html#phase', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.q_sample': ('stage1.ddpm.html#q_sample', 'mfmda/stage1/ddpm.py'),
                                    'mfmda.stage1.ddpm.sample': ('stage1.ddpm.html#sample', 'mfmda/stage1/ddpm.py'),

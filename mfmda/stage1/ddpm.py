@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ALPHA_BAR', 'cosine_betas', 'cosine_alpha_bar', 'q_sample', 'estimate_x0', 'to_model', 'to_image', 'grid',
            'build_unet', 'encode', 'decode', 'ddpm_loss', 'flip', 'draw_diffusion', 'diffusion_batch', 'train_ddpm',
-           'ddpm_card', 'save_ddpm', 'load_ddpm', 'alpha_bar_at', 'ddim_jump', 'ddim_step', 'ddim_times', 'sample',
-           'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused', 'load_fused']
+           'loss_by_time', 'ddpm_card', 'save_ddpm', 'load_ddpm', 'alpha_bar_at', 'ddim_jump', 'ddim_step',
+           'ddim_times', 'sample', 'phase', 'is_heard', 'ContentFusion', 'FusedUNet', 'warm_up_fusion', 'save_fused',
+           'load_fused']
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #1f2b31bd
 import copy
@@ -230,6 +231,32 @@ def train_ddpm(
     step = Step(draw, losses, device, as_written=settings.low_memory)
     history = fit(step, settings.steps, dict(unet=unet), optimizer, run, loop)
     return average.module, history
+
+# %% ../../nbs/10_stage1.ddpm.ipynb #fbe9852b
+@torch.no_grad()
+def loss_by_time(
+    model,  # (x_t, t) -> eps (B, 3, H, W)
+    images: torch.Tensor,  # (N, 3, H, W) in [0, 1]
+    times: tuple[int, ...] = (100, 300, 500, 750),
+    draws: int = 4,  # of noise
+    seed: int = 0,
+) -> dict[int, float]:
+    "Eq. 2 (L1) at each of these times; the noise is the same for every model."
+    x0, device = to_model(images), next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    noises = [torch.randn(x0.shape, generator=generator) for _ in range(draws)]
+
+    def loss(part, noise, time):
+        t = torch.full((len(part),), time, device=device)
+        noise = noise.to(device)
+        return ddpm_loss(model(q_sample(part.to(device), t, noise), t), noise)
+
+    found = {}
+    for time in times:
+        parts = [zip(x0.split(64), noise.split(64)) for noise in noises]
+        losses = [loss(x, e, time) for pairs in parts for x, e in pairs]
+        found[time] = torch.cat(losses).mean().item()
+    return found
 
 # %% ../../nbs/10_stage1.ddpm.ipynb #c299f023
 _ABOUT = """
