@@ -31,7 +31,7 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..core.files import InputError, atomic_path, file_sha256, write_json
+from ..core.files import InputError, atomic_path, file_sha256, printable, write_json
 from mfmda.data.readers import (
     SUFFIXES,
     Encoding,
@@ -183,11 +183,6 @@ def _check_case(path, wanted, masks):
             raise InputError(f"{said}, found {masks[other].name}: rename it.")
 
 # %% ../../nbs/07_data.public.ipynb #72b9c21d
-def _printable(text):
-    "A name that is not UTF-8 is told by its codes."
-    return str(text).encode(errors="backslashreplace").decode()
-
-
 def find_photos(
     root: str | Path,  # where the archive was unpacked
     layout: str,  # a name of `LAYOUTS`
@@ -226,7 +221,7 @@ def photos_in_words(root: str | Path, photos: list[Photo], most: int = 5) -> lis
     files = (p for p in sorted(root.rglob("*")) if p.is_file() and p not in used)
     others = [p for p in files if p.suffix.lower() in SUFFIXES or may_be_picture(p)]
     if others:
-        shown = ", ".join(_printable(p.relative_to(root)) for p in others[:most])
+        shown = ", ".join(printable(p.relative_to(root)) for p in others[:most])
         lines.append(f"pictures that are not used: {len(others)}, such as {shown}")
     return lines
 
@@ -521,14 +516,14 @@ def _crop(photo, root, out, options):
 # %% ../../nbs/07_data.public.ipynb #9816f860
 def _check_name(file):
     "`InputError` for a name that the manifest cannot hold."
-    if _printable(file) != str(file):
-        raise InputError(f"{_printable(file)}: its name is not UTF-8; rename it.")
+    if printable(file) != str(file):
+        raise InputError(f"{printable(file)}: its name is not UTF-8; rename it.")
 
 
 def _try_crop(photo, root, out, options):
     "A line of the manifest; what is wrong with a photograph becomes its error."
     file = photo.image.relative_to(root).as_posix()
-    about = dict(id=_printable(photo.image_id), part=photo.part, image=_printable(file))
+    about = dict(id=printable(photo.image_id), part=photo.part, image=printable(file))
     try:
         _check_name(file)
         return about | _crop(photo, root, out, options)

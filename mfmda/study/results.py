@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PICTURED', 'RECIPE_NAMES', 'KEYS', 'WORDS', 'NEEDS', 'TRANSLATION', 'RECORDED', 'KEPT', 'domain_name', 'number',
-           'percent', 'read_result', 'read_rows', 'pick', 'read_predictions', 'write_table', 'Run', 'translation_table',
-           'Earlier', 'reported_profile', 'read_earlier', 'sort_rows', 'read_run', 'same_data', 'same_settings',
-           'run_record', 'read_further']
+           'percent', 'read_result', 'read_rows', 'pick', 'read_predictions', 'write_table', 'joined_tables', 'Run',
+           'translation_table', 'Earlier', 'reported_profile', 'read_earlier', 'sort_rows', 'read_run', 'same_data',
+           'same_settings', 'run_record', 'read_further']
 
 # %% ../../nbs/35_study.results.ipynb #d7ce907c
 from dataclasses import dataclass
@@ -159,6 +159,12 @@ def write_table(table: pd.DataFrame, path: Path) -> Path:
     with atomic_path(path) as tmp:
         table.to_csv(tmp, index=False, lineterminator="\n")
     return Path(path)
+
+
+def joined_tables(files: list[Path]) -> pd.DataFrame:
+    "The rows of those tables that are there: several calls may share the work."
+    there = [pd.read_csv(file) for file in files if file.exists()]
+    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
 
 # %% ../../nbs/35_study.results.ipynb #92f1764c
 @dataclass
