@@ -26,7 +26,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/mfmda', 'doc_host': '', 'g
                                   'mfmda.core.files.outputs': ('core.files.html#outputs', 'mfmda/core/files.py'),
                                   'mfmda.core.files.printable': ('core.files.html#printable', 'mfmda/core/files.py'),
                                   'mfmda.core.files.read_json': ('core.files.html#read_json', 'mfmda/core/files.py'),
-                                  'mfmda.core.files.reference_root': ('core.files.html#reference_root', 'mfmda/core/files.py'),
+                                  'mfmda.core.files.reference_numbers': ('core.files.html#reference_numbers', 'mfmda/core/files.py'),
                                   'mfmda.core.files.wait_for_everyone': ('core.files.html#wait_for_everyone', 'mfmda/core/files.py'),
                                   'mfmda.core.files.weights_file': ('core.files.html#weights_file', 'mfmda/core/files.py'),
                                   'mfmda.core.files.write_json': ('core.files.html#write_json', 'mfmda/core/files.py'),

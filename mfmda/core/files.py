@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD_VERSION', 'WRITTEN', 'InputError', 'TrainingError', 'printable', 'is_main_process', 'wait_for_everyone',
-           'atomic_path', 'write_json', 'read_json', 'checkout', 'data_root', 'reference_root', 'weights_file',
+           'atomic_path', 'write_json', 'read_json', 'checkout', 'data_root', 'reference_numbers', 'weights_file',
            'fingerprint', 'file_sha256', 'check_writable', 'written_in', 'outputs']
 
 # %% ../../nbs/00_core.files.ipynb #fd9a7565
@@ -173,11 +173,14 @@ def data_root() -> Path | None:
         raise InputError(f"MFMDA_DATA={named!r}: no such folder; {remedy}.")
     return Path(named)
 
-
-def reference_root() -> Path | None:
-    "Folder of the reference numbers: `$MFMDA_REFERENCE`, else `../shared/reference`, else None."
-    named = os.environ.get("MFMDA_REFERENCE")
-    return Path(named) if named else _beside_project("reference")
+# %% ../../nbs/00_core.files.ipynb #9e201449
+def reference_numbers(name: str) -> dict[str, np.ndarray]:
+    "Inputs and outputs of the released code, of `tests/reference/<name>.npz` in a checkout."
+    if (root := checkout()) is None:
+        wanted = "run it in a clone of the repository"
+        raise InputError(f"reference numbers {name!r}: not in the installed package; {wanted}.")
+    with np.load(root / "tests" / "reference" / f"{name}.npz") as arrays:
+        return dict(arrays)
 
 # %% ../../nbs/00_core.files.ipynb #14689fa0
 def weights_file(name: str | Path) -> Path:
