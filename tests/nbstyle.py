@@ -44,11 +44,9 @@ def crowded(source):
 
 
 def percentile(values, percent):
-    return (
-        quantiles(values, n=100, method="inclusive")[percent - 1]
-        if len(values) > 1
-        else values[0]
-    )
+    if len(values) < 2:  # noqa: PLR2004
+        return sum(values)
+    return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def measure(paths):
@@ -58,12 +56,13 @@ def measure(paths):
     widths = [len(line) for line in lines]
     heights = [len([line for line in cell.splitlines() if line.strip()]) for cell in cells]
     many = sum(len(crowded(cell)) for cell in cells)
+    count = len(widths) or 1  # a page may have no code
     return {
         "columns, median": percentile(widths, 50),
         "columns, 95 %": percentile(widths, 95),
-        "lines > 100, %": 100 * sum(w > 100 for w in widths) / len(widths),
-        "lines > 120, %": 100 * sum(w > 120 for w in widths) / len(widths),
-        "two statements in a line, %": 100 * many / len(widths),
+        "lines > 100, %": 100 * sum(w > 100 for w in widths) / count,
+        "lines > 120, %": 100 * sum(w > 120 for w in widths) / count,
+        "two statements in a line, %": 100 * many / count,
         "lines in a code cell, median": percentile(heights, 50),
         "lines in a code cell, 90 %": percentile(heights, 90),
     }
