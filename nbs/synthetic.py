@@ -149,6 +149,8 @@ def synthetic_translation(folder, eyes, about):
     recipes = {name: kept for name in RECIPE_NAMES}
     for name in RECIPE_NAMES:
         save_pngs(folder / name, twins.images, twins.masks, eyes.ids)
+        sheet = dict(ids=eyes.ids, anatomy_kept=[0.93] * len(eyes.ids))
+        write_json(folder / name / "keep.json", sheet)
     recipes["source"] = dict(disc_kept=0.98, cup_kept=0.95, target_distance=0.5)
     write_json(folder / "result.json", about | dict(step="3_translate", recipes=recipes))
 
