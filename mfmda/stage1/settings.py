@@ -80,6 +80,7 @@ class Recipe(Settings):
     guidance_until: NonNegativeInt = 400  # t down to which it acts
     condition: bool = True
     match_start: bool = False  # the start gets mean and spread of an inverted shot
+    shot_palette: bool = False  # what was drawn gets the palette of a shot, the start's if any
     adapted: bool = True  # False: by the model before adaptation
     recolour: Literal["image", "regions", "balanced"] | None = (
         None  # palettes of the shots first

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'KEPT_STARTS', 'low_pass', 'structure_guidance', 'invert', 'match_statistics', 'Translator', 'check_recipe',
-           'inverted_once', 'reverse_process', 'generate', 'recoloured', 'translate', 'write_pairs']
+           'inverted_once', 'reverse_process', 'in_palette_of', 'generate', 'recoloured', 'translate', 'write_pairs']
 
 # %% ../../nbs/15_stage1.translate.ipynb #a3be0d17
 import math
@@ -20,7 +20,15 @@ from ..core.files import InputError, atomic_path, fingerprint
 from ..core.runtime import autocast, derived_seed, module_device, sample_noise
 from ..core.training import RunOptions
 from ..data.sets import FundusSet
-from .colour import BY_REGION, colour_map, framed, recolour, to_uint8
+from mfmda.stage1.colour import (
+    BY_REGION,
+    colour_map,
+    field_of_view,
+    framed,
+    match_palette,
+    recolour,
+    to_uint8,
+)
 from .ddpm import FusedUNet, ddim_step, ddim_times, q_sample, to_image, to_model
 from .settings import Recipe
 
@@ -109,7 +117,7 @@ def check_recipe(translator: Translator, recipe: Recipe, discs=None):
     by_region = recipe.recolour in BY_REGION
     needed = dict(
         source_model=recipe.method == "invert",
-        shots=recipe.recolour or recipe.frame or recipe.match_start,
+        shots=recipe.recolour or recipe.frame or recipe.match_start or recipe.shot_palette,
         discs=by_region,
         shot_discs=by_region,
     )
@@ -150,19 +158,24 @@ def inverted_once(
     return x
 
 
-def _start(translator, x0, recipe, times):
+def _start(translator, x0, recipe, times, like):
     if recipe.method == "noise":
         return _noised(x0, times[0][0])
     x = inverted_once(translator, x0, times, keep=False)
     if not recipe.match_start:
         return x
     shots = to_model(translator.shots.float() / 255).to(x0.device)
-    likes = inverted_once(translator, shots, times)
-    return match_statistics(x, likes[torch.randint(len(likes), (len(x),))])
+    return match_statistics(x, inverted_once(translator, shots, times)[like])
 
 
-def reverse_process(translator: Translator, x0: Tensor, recipe: Recipe) -> Tensor:
-    "x0 (B, 3, S, S) in [−1, 1] to time `start`, and down with the adapted model."
+def reverse_process(
+    translator: Translator,
+    x0: Tensor,  # (B, 3, S, S) in [−1, 1]
+    recipe: Recipe,
+    like: Tensor
+    | None = None,  # (B,): which shot each start is made like, where the recipe asks
+) -> Tensor:  # (B, 3, S, S)
+    "To time `start`, and down with the adapted model."
     times, ask = ddim_times(recipe.start, recipe.ddim_steps), recorded(translator.model)
 
     def jump(x, t, s):
@@ -173,7 +186,7 @@ def reverse_process(translator: Translator, x0: Tensor, recipe: Recipe) -> Tenso
         eps = ask(x, at, condition, heard=is_heard(torch.tensor([t]))).float()
         return ddim_step(x, eps, t, s, recipe.eta)
 
-    x = _start(translator, x0, recipe, times)
+    x = _start(translator, x0, recipe, times, like)
     for t, s in times:
         if recipe.guidance and s >= recipe.guidance_until:
             both = torch.cat([x, _noised(x0, t)])
@@ -184,6 +197,19 @@ def reverse_process(translator: Translator, x0: Tensor, recipe: Recipe) -> Tenso
     return x
 
 # %% ../../nbs/15_stage1.translate.ipynb #08ee982f
+def _draw_shots(translator, recipe, n):
+    if recipe.match_start or recipe.shot_palette:
+        return torch.randint(len(translator.shots), (n,))
+    return None
+
+
+def in_palette_of(shots: Tensor, images: Tensor, drawn: Tensor) -> Tensor:
+    "Images (B, 3, S, S) in [0, 1] in the palettes of shots (K, 3, S, S) uint8; drawn (B,)."
+    shots = shots.float() / 255
+    fields = field_of_view(images), field_of_view(shots)
+    return match_palette(images, shots, fields, drawn).clamp(0, 1) * fields[0]
+
+
 def generate(
     translator: Translator,
     images: Tensor,  # (N, 3, S, S) in [0, 1]
@@ -203,9 +229,12 @@ def generate(
         part = slice(k * batch, (k + 1) * batch)
         torch.manual_seed(derived_seed(run.seed, k))
         x0 = to_model(images[part]).to(device)
+        like = _draw_shots(translator, recipe, len(x0))
         with autocast(device, run.precision == "bf16"), noise_on_device(on_device):
-            x = reverse_process(translator, x0, recipe)
+            x = reverse_process(translator, x0, recipe, like)
         out[part] = to_image(x).cpu()
+        if recipe.shot_palette:
+            out[part] = in_palette_of(translator.shots, out[part], like)
     return all_reduce_sum(out.to(device)).cpu() if world > 1 else out
 
 # %% ../../nbs/15_stage1.translate.ipynb #6d4ef4f0
