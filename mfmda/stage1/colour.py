@@ -357,10 +357,11 @@ def vary_colours(images: Tensor, seed: int = 0) -> Tensor:
 # %% ../../nbs/13_stage1.colour.ipynb #019cde8f
 def in_colours_of(originals: Tensor, images: Tensor) -> Tensor:
     "Images (N, 3, S, S) in [0, 1], translated, each in its original's colours again."
-    field = field_of_view(images) * field_of_view(originals)
-    each = torch.arange(len(images))
-    restored = match_palette(images, originals, (field, field), each)
-    return restored.clamp(0, 1) * field_of_view(images)
+    now, before = field_of_view(images), field_of_view(originals)
+    both, each = now * before, torch.arange(len(images))
+    restored = match_palette(images, originals, (both, both), each).clamp(0, 1)
+    even = weighted_mean(originals, before)[..., None, None]
+    return now * restored + (1 - now) * before * even
 
 # %% ../../nbs/13_stage1.colour.ipynb #21c2fcc5
 def more_views(
