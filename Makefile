@@ -20,7 +20,7 @@ TESTING := HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser pretrain benchmark demo walk gpu test-cluster
+.PHONY: help reproduce unlock test lab pages clean check-style check-modules check-clean check-readme test-pages test-smoke test-pytest test-long test-browser docs serve-docs pretrain benchmark demo walk gpu test-cluster
 
 # $(call stage,name,command): run a command, say how long it took, pass its failure on
 define stage
@@ -95,10 +95,17 @@ GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu: ## on a machine with a GPU: figures/gpu.json, then real128 as far as eight minutes go (goes on where it stopped; DEVICE=cpu SMALL=1: a proof)
 	$(call stage,gpu,$(INSIDE) PYTHONPATH=$(CURDIR) $(GPU_PYTHON) tests/benchmarks/gpu.py --device $(or $(DEVICE),cuda) $(if $(SMALL),--small --root "$$(mktemp -d)"))
 
-test-browser: $(READY) ## move every slider and button of the pages in a real browser (needs chromium)
+test-browser: docs ## the site, and every slider and button of the pages, in a real browser (needs chromium)
 	@[ -n "$(CHROMIUM)" ] || { echo "test-browser needs Chromium: apt-get install chromium (or name one: make test-browser CHROMIUM=/path)." >&2; exit 1; }
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	$(call stage,browser,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs --color=no --durations=0 tests/browser/sliders.py)
+	$(call stage,browser,$(INSIDE) $(TESTING) OMP_NUM_THREADS=1 CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest -q -rs --color=no --durations=0 tests/browser/site_pages.py tests/browser/sliders.py)
+
+docs: $(READY) ## build the site into _docs/site, and check its links
+	@$(BIN)/python -c 'import mkdocs_jupyter, mkdocstrings, latex2mathml' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(call stage,site,NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/make_site.py)
+
+serve-docs: docs ## show the site on this machine: http://127.0.0.1:8000
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _docs/site
 
 pages: $(READY) ## export the notebooks to mfmda/, clean them, render README.md
 	$(BIN)/nbdev_export

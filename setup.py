@@ -44,7 +44,7 @@ setup(
     install_requires=lines("requirements"),
     extras_require={
         **{name: extra(name) for name in ("report", "data", "notebook", "optional", "export")},
-        **{name: extra(name) for name in ("benchmark", "browser")},
+        **{name: extra(name) for name in ("benchmark", "browser", "docs")},
         "reproduce": extra(*REPRODUCE),
         "dev": extra(*REPRODUCE, "optional", "export", "dev"),
     },

@@ -24,7 +24,7 @@ modules = sorted(p for p in package.rglob("*.py") if not p.name.startswith("_"))
 # the pages' numbers are the order of the rooms: nbs/12_stage1.adaptor.ipynb -> stage1.adaptor
 pages = sorted((root / "nbs").glob("[0-9]*.ipynb"))
 rooms = [page.stem.partition("_")[2] for page in pages]
-EXTRAS = "report data notebook reproduce optional export dev benchmark browser".split()
+EXTRAS = "report data notebook reproduce optional export dev benchmark browser docs".split()
 KINDS = [key for key in cfg if key.endswith("requirements")]
 DATA = ["profiles/*.yaml", "rows.yaml", "weights/**/*", "**/*.j2"]
 
