@@ -21,8 +21,8 @@ from .results import PICTURED, RECIPE_NAMES, Run, domain_name, number, percent, 
 from mfmda.study.statistics import (
     baseline,
     bootstrap_interval,
+    eye_ranks,
     holm,
-    image_ranks,
     paired_test,
     per_image,
 )
@@ -277,7 +277,8 @@ def caption(run: Run, cells: list) -> str:  # cells of `gap_closed`
         f"{_stand_ins(run)} {profile.size} px; {profile.few_shot} unlabelled target shots, "
         f"never scored; threshold .5; seeds {seeds}. {_sees_more(run)}"
         f"{_gap_words(run, cells)} "
-        "Rank: mean rank of Dice over images, regions and targets, oracle left out. "
+        "Rank: place by Dice (mean of both regions and of all targets that show the eye) on each "
+        "test eye, 1 is best; mean over eyes, oracle left out. "
         f"{_origin(run)}"
     )
 
@@ -603,8 +604,8 @@ def over_shifts(
     shifts = sum(len(targets) for _, targets in reports.values())
     shown, resampled = [], 0
     for rows, targets in _with_common_rows(reports):
-        ranks = image_ranks(rows, targets)
-        shown.append(ranks.mean().unstack("target")[list(targets)])
+        ranks = pd.concat({t: eye_ranks(rows, [t]) for t in targets}, axis=1)
+        shown.append(ranks.mean().unstack(0)[list(targets)])
         behind = (
             _behind(ranks, targets)[shown[0].index].to_numpy() / shifts
         )  # (images, methods)
