@@ -49,7 +49,7 @@ def without_directives(notebook: dict) -> dict:
 def lay_out():
     "Write the pages of the site to `_docs/pages`, as the repository has them."
     shutil.rmtree(pages, ignore_errors=True)
-    kept = shutil.ignore_patterns("*.svg", "__pycache__", "*.py", ".*")
+    kept = shutil.ignore_patterns("*.svg", "__pycache__", "*.py", ".*", "smoke")
     for folder in ("nbs", "figures", "tests/reference"):
         shutil.copytree(root / folder, pages / folder, ignore=kept)
     for page in (pages / "nbs").rglob("*.ipynb"):
