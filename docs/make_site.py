@@ -19,15 +19,12 @@ from latex2mathml.converter import convert
 root = Path(__file__).resolve().parent.parent
 pages, site = root / "_docs" / "pages", root / "_docs" / "site"
 TOP = ["DATA_CARD.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "Snakefile"]
+NUMBERED = sorted((root / "nbs").glob("[0-9]*_*.ipynb"))
+MODULES = [p.stem.split("_", 1)[1] for p in NUMBERED]
+STEPS = sorted((root / "nbs" / "experiments").glob("*.ipynb"))
 
 
 # laying out -------------------------------------------------------------------------------------
-def modules() -> list[str]:
-    "Names of the package's modules, in the order of their pages."
-    numbered = sorted((root / "nbs").glob("[0-9]*_*.ipynb"))
-    return [p.stem.split("_", 1)[1] for p in numbered]
-
-
 DIRECTIVE = re.compile(r"^#\| *(\w+)(.*)$\n?", re.M)
 
 
@@ -59,13 +56,12 @@ def lay_out():
     for name in TOP:
         shutil.copy(root / name, pages / name)
     shutil.copy(root / "README.md", pages / "index.md")
-    steps = sorted(p.name for p in (pages / "nbs" / "experiments").glob("*.ipynb"))
-    listed = "\n".join(f"* [{name}]({name})" for name in steps)
+    listed = "\n".join(f"* [{p.name}]({p.name})" for p in STEPS)
     (pages / "nbs" / "experiments" / "index.md").write_text(
         f"# The steps of a run\n\n{listed}\n"
     )
     (pages / "api").mkdir()
-    for name in modules():
+    for name in MODULES:
         (pages / "api" / f"{name}.md").write_text(f"# {name}\n\n::: mfmda.{name}\n")
 
 
@@ -77,20 +73,18 @@ def title(page: Path) -> str:
 
 def navigation() -> list:
     "Pages in reading order, then those about results, the steps, and the API."
-    rooms, numbered = {}, sorted((root / "nbs").glob("[0-9]*_*.ipynb"))
-    for page in numbered:
-        room = page.stem.split("_", 1)[1].split(".")[0]
-        rooms.setdefault(room, []).append({title(page): f"nbs/{page.name}"})
+
+    def entries(notebooks):
+        return [{title(p): p.relative_to(root).as_posix()} for p in notebooks]
+
+    rooms, nbs = {}, root / "nbs"
+    for name, entry in zip(MODULES, entries(NUMBERED)):
+        rooms.setdefault(name.split(".")[0], []).append(entry)
     others = ["results", "recipe", "paper_vs_code", "install", "extend", "glossary"]
-    more = [{title(root / "nbs" / f"{n}.ipynb"): f"nbs/{n}.ipynb"} for n in others]
-    demos = [{title(p): f"nbs/{p.name}"} for p in sorted((root / "nbs").glob("demo_*.ipynb"))]
-    api = [{name: f"api/{name}.md"} for name in modules()]
-    steps = [{"All steps": "nbs/experiments/index.md"}]
-    steps += [
-        {title(p): f"nbs/experiments/{p.name}"}
-        for p in sorted((root / "nbs" / "experiments").glob("*.ipynb"))
-    ]
-    last = {"About": more + demos, "Steps": steps, "API": api}
+    about = [nbs / f"{name}.ipynb" for name in others] + sorted(nbs.glob("demo_*.ipynb"))
+    api = [{name: f"api/{name}.md"} for name in MODULES]
+    steps = [{"All steps": "nbs/experiments/index.md"}, *entries(STEPS)]
+    last = {"About": entries(about), "Steps": steps, "API": api}
     return [{"Home": "index.md"}, *({name: some} for name, some in (rooms | last).items())]
 
 
@@ -101,12 +95,12 @@ def on_config(config):
 
 
 INDEX = (root / "mfmda" / "_modidx.py").read_text(encoding="utf-8")
-NAME = re.compile(r"<code>((\w+\.\w+)\.(\w+))</code>")
+NAME = re.compile(r"<code>((\w+\.\w+)\.\w+)</code>")
 
 
 def _to_api(found, above):
     "`stage1.ddpm.q_sample` as a link to its place in the API."
-    name, module, _ = found.groups()
+    name, module = found.groups()
     if f"'mfmda.{name}'" not in INDEX:
         return found.group()
     return f'<a href="{above}api/{module}.html#mfmda.{name}">{found.group()}</a>'

@@ -128,7 +128,7 @@ def rank_test(
     targets,  # which domains count: the profile's targets
 ) -> tuple[pd.Series, float, float]:
     "Mean of `eye_ranks` by method, critical difference, Friedman's p."
-    wide = _dice_by_eye(rows, targets)
-    all_tied = (wide.nunique(axis=1) == 1).all()  # nothing to tell apart
-    p = 1.0 if all_tied else float(stats.friedmanchisquare(*wide.to_numpy().T).pvalue)
-    return eye_ranks(rows, targets).mean(), critical_difference(*wide.shape), p
+    ranks = eye_ranks(rows, targets)
+    all_tied = (ranks.nunique(axis=1) == 1).all()  # nothing to tell apart
+    p = 1.0 if all_tied else float(stats.friedmanchisquare(*ranks.to_numpy().T).pvalue)
+    return ranks.mean(), critical_difference(*ranks.shape), p
